@@ -1,0 +1,40 @@
+# make setup | run | test | check | clean
+# PYTHON chooses the interpreter (3.10 or newer); PIP_TORCH adds options to the installation of torch, for example
+#   make setup PIP_TORCH="--index-url https://download.pytorch.org/whl/cpu"
+
+PYTHON ?= python3
+PIP_TORCH ?=
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --constraint constraints.txt
+STAMP := .venv/.installed
+
+.PHONY: setup run test check clean
+
+setup: $(STAMP)
+
+# torch comes first and alone, so that PIP_TORCH touches nothing else; a CPU build of torch does not bring triton,
+# whose compiler is needed on every machine. The link .types/paiton gives the root folder its package name for mypy.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) $(PIP_TORCH) torch
+	$(PIP) triton setuptools
+	$(PIP) --no-build-isolation --editable '.[test,dev,hf]'
+	mkdir -p .types && ln -sfn .. .types/paiton
+	touch $(STAMP)
+
+run: setup
+	$(BIN)/autotune run --arch gfx942 --model Qwen3-30B-A3B
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf .venv .types build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Decides: precompile, search, measure or estimate, and store the answer."""

@@ -1,0 +1,1 @@
+"""The Triton kernels, each with its launcher, reference and specification."""

@@ -1,0 +1,1 @@
+"""What may be tuned: problems, configurations, chips, legality and cost. Standard library and numpy only."""

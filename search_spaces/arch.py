@@ -1,8 +1,8 @@
 """From what a tool prints to a device of the catalogue: `resolve("gfx942:sramecc+:xnack-")` is the MI300X.
 
-Accepted are arch names (`gfx942`, `sm_90a`, `9.0`, `compute_90`), the output of `rocm_agent_enumerator`, device names
-of the catalogue (`MI325X`) and of torch (`NVIDIA H100 80GB HBM3`). What is not known raises one line that names the value,
-the nearest known and all known ones.
+Accepted are arch names (`gfx942`, `sm_90a`, `9.0`, `compute_90`), the output of `rocm_agent_enumerator`,
+device names of the catalogue (`MI325X`) and of torch (`NVIDIA H100 80GB HBM3`). What is not known raises one
+line that names the value, the nearest known and all known ones.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from .chip import Arch, Device
 from .devices import ARCHS, DEFAULT_DEVICE, DEVICES
 
 __all__ = [
-    "Arch", "Device", "UnknownArch", "UnknownDevice", "arch_named", "device_named", "known_archs", "known_devices",
+    "Arch", "Device", "UnknownArch", "UnknownDevice", "arch_named", "device_named", "known_archs",
+    "known_devices",
     "parse_features", "resolve",
 ]  # fmt: skip
 
@@ -53,8 +54,8 @@ def known_devices(arch: Arch | None = None) -> tuple[Device, ...]:
 def resolve(text: str, device: str | None = None) -> Device:
     """The device that `text` names; `device` chooses among the products of the same arch.
 
-    An arch alone stands for its default product (`devices.DEFAULT_DEVICE`: gfx942 is the MI300X). Of several lines the
-    first known GPU counts, the CPU agent `gfx000` is ignored, and two different GPUs are an error.
+    An arch alone stands for its default product (`devices.DEFAULT_DEVICE`: gfx942 is the MI300X). Of several
+    lines the first known GPU counts, the CPU agent `gfx000` is ignored, and two different GPUs are an error.
     Raises `UnknownArch` or `UnknownDevice`, each with a message of one line.
     """
     lines = [line.strip() for line in text.splitlines() if line.strip() and line.strip().lower() != "gfx000"]
@@ -115,8 +116,8 @@ def device_named(name: str) -> Device:
 def parse_features(text: str) -> dict[str, bool]:
     """Target features in an AMD target id: "gfx942:sramecc+:xnack-" gives {"sramecc": True, "xnack": False}.
 
-    They change the code that runs (xnack+ forbids some loads from being clustered) but not the figures of the device, so
-    `resolve` leaves them out. Text without features gives {}.
+    They change the code that runs (xnack+ forbids some loads from being clustered) but not the figures of the
+    device, so `resolve` leaves them out. Text without features gives {}.
     """
     for line in text.splitlines():
         target = _GFX.fullmatch(line.strip())

@@ -1,7 +1,9 @@
-"""What is known of a GPU: `Arch` is the instruction set a compiler targets, `Device` the product that carries it.
+"""What is known of a GPU: `Arch` is the instruction set a compiler targets, `Device` the product that carries
+it.
 
-The split matters because one binary for gfx942 runs on an MI300X and on an MI325X, but its time differs: a stored answer
-is keyed by both. The catalogue of both is in `devices.py`, the parser that finds one in `arch.py`.
+The split matters because one binary for gfx942 runs on an MI300X and on an MI325X, but its time differs: a
+stored answer is keyed by both. The catalogue of both is in `devices.py`, the parser that finds one in
+`arch.py`.
 """
 
 from __future__ import annotations
@@ -15,9 +17,10 @@ from typing import Literal
 class Arch:
     """Facts of one instruction set, true for every product that carries it.
 
-    `registers_per_lane` is what one SIMD (AMD) or SM quarter (NVIDIA) holds for each lane, shared by the waves resident
-    there; `registers_per_thread` is the most one thread may use (on CDNA architectural and accumulation registers
-    together). `shared_limit_bytes` is the most one program may use: LDS on AMD, opt-in shared memory on NVIDIA.
+    `registers_per_lane` is what one SIMD (AMD) or SM quarter (NVIDIA) holds for each lane, shared by the
+    waves resident there; `registers_per_thread` is the most one thread may use (on CDNA architectural and
+    accumulation registers together). `shared_limit_bytes` is the most one program may use: LDS on AMD, opt-in
+    shared memory on NVIDIA.
     """
 
     name: str
@@ -29,7 +32,9 @@ class Arch:
     max_waves_per_simd: int
     max_threads_per_program: int
     fp8_dtype: str | None
-    """Triton's name of the 8-bit float with 4 exponent bits this arch multiplies natively, None if it has none."""
+    """Triton's name of the 8-bit float with 4 exponent bits this arch multiplies natively, None if it has
+    none.
+    """
     triton_backend: Literal["hip", "cuda"]
     triton_target: str | int
     """The arch as `triton.backends.compiler.GPUTarget` takes it: "gfx942" or 90."""
@@ -52,8 +57,9 @@ class Arch:
 class Device:
     """Published figures of one product as one Triton device sees it (an MI250X is two devices: one GCD each).
 
-    `peak_tflops` holds dense peaks by dtype; a dtype without matrix units there is absent. `sources` says for every
-    figure where it was read; "derived" marks arithmetic on published figures and "reported" what the driver says.
+    `peak_tflops` holds dense peaks by dtype; a dtype without matrix units there is absent. `sources` says for
+    every figure where it was read; "derived" marks arithmetic on published figures and "reported" what the
+    driver says.
     """
 
     name: str
@@ -67,7 +73,9 @@ class Device:
     hbm_gbps: float
     l2_bytes: int
     last_level_bytes: int
-    """The cache in front of HBM that all compute units share: the Infinity Cache (MALL), or L2 where there is none."""
+    """The cache in front of HBM that all compute units share: the Infinity Cache (MALL), or L2 where there
+    is none.
+    """
     peak_tflops: Mapping[str, float] = field(hash=False)
     sources: Mapping[str, str] = field(hash=False, compare=False)
 

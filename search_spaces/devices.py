@@ -1,7 +1,7 @@
 """The catalogue: every known arch and device with its figures and where each was read. Data only.
 
-To add a device, add a `Device` below with a source for every figure (a test holds that) and, for an arch that is new,
-an `Arch`; then give it model constants in `search_spaces/model/constants.py`.
+To add a device, add a `Device` below with a source for every figure (a test holds that) and, for an arch that
+is new, an `Arch`; then give it model constants in `search_spaces/model/constants.py`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ def _amd_arch(name: str, *, lds: int, fp8: str | None, kpack: bool) -> Arch:
     return Arch(
         name=name, vendor="amd", wave_size=64, shared_limit_bytes=lds, registers_per_thread=512,
         registers_per_lane=512, max_waves_per_simd=8, max_threads_per_program=1024, fp8_dtype=fp8,
-        triton_backend="hip", triton_target=name, has_tma=False, has_warp_specialize=False, allows_kpack=kpack,
+        triton_backend="hip", triton_target=name, has_tma=False, has_warp_specialize=False,
+        allows_kpack=kpack,
         has_tensor_memory=False,
         sources={
             "wave_size": ROCM_TABLE, "shared_limit_bytes": ROCM_TABLE, "registers_per_thread": LLVM,
@@ -38,15 +39,18 @@ def _nvidia_arch(
     capability: int, *, shared: int, fp8: str | None, tma: bool, tensor_memory: bool = False
 ) -> Arch:
     return Arch(
-        name=f"sm_{capability}", vendor="nvidia", wave_size=32, shared_limit_bytes=shared, registers_per_thread=255,
+        name=f"sm_{capability}", vendor="nvidia", wave_size=32, shared_limit_bytes=shared,
+        registers_per_thread=255,
         registers_per_lane=512, max_waves_per_simd=16, max_threads_per_program=1024, fp8_dtype=fp8,
-        triton_backend="cuda", triton_target=capability, has_tma=tma, has_warp_specialize=tma, allows_kpack=False,
+        triton_backend="cuda", triton_target=capability, has_tma=tma, has_warp_specialize=tma,
+        allows_kpack=False,
         has_tensor_memory=tensor_memory,
         sources={
             "wave_size": CUDA_GUIDE, "shared_limit_bytes": CUDA_GUIDE, "registers_per_thread": CUDA_GUIDE,
             "registers_per_lane": CUDA_GUIDE + "; derived: 65536 per SM / 4 quarters / 32 lanes",
             "max_waves_per_simd": CUDA_GUIDE + "; derived: 64 warps per SM / 4 quarters",
-            "max_threads_per_program": CUDA_GUIDE, "fp8_dtype": TRITON, "triton_target": TRITON, "has_tma": CUDA_GUIDE,
+            "max_threads_per_program": CUDA_GUIDE, "fp8_dtype": TRITON, "triton_target": TRITON, "has_tma":
+            CUDA_GUIDE,
             "has_warp_specialize": TRITON, "allows_kpack": TRITON, "has_tensor_memory": CUDA_GUIDE,
         },
     )  # fmt: skip
@@ -60,10 +64,12 @@ SM_90 = _nvidia_arch(90, shared=227 * KIB, fp8="fp8e4nv", tma=True)
 SM_100 = _nvidia_arch(100, shared=227 * KIB, fp8="fp8e4nv", tma=True, tensor_memory=True)
 ARCHS = (GFX942, GFX950, GFX90A, SM_80, SM_90, SM_100)
 
-# The product an arch name alone stands for. gfx942 is the MI300X, the most deployed; gfx950 the MI355X, the part AMD
-# publishes its own results on; sm_90 the H100, the most deployed; the others have one product in the catalogue.
+# The product an arch name alone stands for. gfx942 is the MI300X, the most deployed; gfx950 the MI355X, the
+# part AMD publishes its own results on; sm_90 the H100, the most deployed; the others have one product in the
+# catalogue.
 DEFAULT_DEVICE: Mapping[str, str] = {
-    "gfx942": "MI300X", "gfx950": "MI355X", "gfx90a": "MI250X", "sm_80": "A100", "sm_90": "H100", "sm_100": "B200",
+    "gfx942": "MI300X", "gfx950": "MI355X", "gfx90a": "MI250X", "sm_80": "A100", "sm_90": "H100", "sm_100":
+    "B200",
 }  # fmt: skip
 
 
@@ -148,7 +154,8 @@ DEVICES = (
         l2_bytes=50 * MIB, last_level_bytes=50 * MIB,
         peak_tflops={"bf16": 989.4, "fp16": 989.4, "fp8": 1978.9, "tf32": 494.7, "fp32": 66.9},
         sources=_sources(
-            H100_SHEET, compute_units=HOPPER_PAPER, xcds=ONE_L2, last_level_bytes=L2_IS_LAST, l2_bytes=HOPPER_PAPER,
+            H100_SHEET, compute_units=HOPPER_PAPER, xcds=ONE_L2, last_level_bytes=L2_IS_LAST,
+            l2_bytes=HOPPER_PAPER,
             clock_ghz="derived: 989.4 TFLOP/s / (132 SM x 4096 flop/clk); the boost limit is 1.98 GHz",
         ),
     ),

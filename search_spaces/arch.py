@@ -15,8 +15,7 @@ from .devices import ARCHS, DEFAULT_DEVICE, DEVICES
 
 __all__ = [
     "Arch", "Device", "UnknownArch", "UnknownDevice", "arch_named", "device_named", "known_archs",
-    "known_devices",
-    "parse_features", "resolve",
+    "known_devices", "parse_features", "resolve",
 ]  # fmt: skip
 
 
@@ -105,11 +104,12 @@ def device_named(name: str) -> Device:
     if len(matches) == 1:
         same = matches[0]
         raise UnknownDevice(
-            f"unknown device {_shown(name)}: this variant has other figures than the {same.name} of the catalogue; "
-            f"to use those all the same give arch {same.arch.name} and device {same.name}"
+            f"unknown device {_shown(name)}: this variant has other figures than the {same.name} of the "
+            f"catalogue; to use those all the same give arch {same.arch.name} and device {same.name}"
         )
     raise UnknownDevice(
-        f"unknown device {_shown(name)}, nearest known is {_nearest_device(name)}; known devices: {_names(DEVICES)}"
+        f"unknown device {_shown(name)}, nearest known is {_nearest_device(name)}; "
+        f"known devices: {_names(DEVICES)}"
     )
 
 

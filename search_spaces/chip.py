@@ -1,5 +1,4 @@
-"""What is known of a GPU: `Arch` is the instruction set a compiler targets, `Device` the product that carries
-it.
+"""What is known of a GPU: `Arch` is the instruction set a compiler targets, `Device` a product with it.
 
 The split matters because one binary for gfx942 runs on an MI300X and on an MI325X, but its time differs: a
 stored answer is keyed by both. The catalogue of both is in `devices.py`, the parser that finds one in
@@ -32,9 +31,7 @@ class Arch:
     max_waves_per_simd: int
     max_threads_per_program: int
     fp8_dtype: str | None
-    """Triton's name of the 8-bit float with 4 exponent bits this arch multiplies natively, None if it has
-    none.
-    """
+    """Triton's name of the 8-bit float (4 exponent bits) this arch multiplies natively, None without one."""
     triton_backend: Literal["hip", "cuda"]
     triton_target: str | int
     """The arch as `triton.backends.compiler.GPUTarget` takes it: "gfx942" or 90."""
@@ -73,9 +70,7 @@ class Device:
     hbm_gbps: float
     l2_bytes: int
     last_level_bytes: int
-    """The cache in front of HBM that all compute units share: the Infinity Cache (MALL), or L2 where there
-    is none.
-    """
+    """The cache in front of HBM shared by all compute units: the Infinity Cache (MALL), else the L2."""
     peak_tflops: Mapping[str, float] = field(hash=False)
     sources: Mapping[str, str] = field(hash=False, compare=False)
 

@@ -24,8 +24,7 @@ def _amd_arch(name: str, *, lds: int, fp8: str | None, kpack: bool) -> Arch:
         name=name, vendor="amd", wave_size=64, shared_limit_bytes=lds, registers_per_thread=512,
         registers_per_lane=512, max_waves_per_simd=8, max_threads_per_program=1024, fp8_dtype=fp8,
         triton_backend="hip", triton_target=name, has_tma=False, has_warp_specialize=False,
-        allows_kpack=kpack,
-        has_tensor_memory=False,
+        allows_kpack=kpack, has_tensor_memory=False,
         sources={
             "wave_size": ROCM_TABLE, "shared_limit_bytes": ROCM_TABLE, "registers_per_thread": LLVM,
             "registers_per_lane": LLVM, "max_waves_per_simd": LLVM, "max_threads_per_program": CDNA_ISA,
@@ -40,17 +39,16 @@ def _nvidia_arch(
 ) -> Arch:
     return Arch(
         name=f"sm_{capability}", vendor="nvidia", wave_size=32, shared_limit_bytes=shared,
-        registers_per_thread=255,
-        registers_per_lane=512, max_waves_per_simd=16, max_threads_per_program=1024, fp8_dtype=fp8,
+        registers_per_thread=255, registers_per_lane=512, max_waves_per_simd=16,
+        max_threads_per_program=1024, fp8_dtype=fp8,
         triton_backend="cuda", triton_target=capability, has_tma=tma, has_warp_specialize=tma,
-        allows_kpack=False,
-        has_tensor_memory=tensor_memory,
+        allows_kpack=False, has_tensor_memory=tensor_memory,
         sources={
             "wave_size": CUDA_GUIDE, "shared_limit_bytes": CUDA_GUIDE, "registers_per_thread": CUDA_GUIDE,
             "registers_per_lane": CUDA_GUIDE + "; derived: 65536 per SM / 4 quarters / 32 lanes",
             "max_waves_per_simd": CUDA_GUIDE + "; derived: 64 warps per SM / 4 quarters",
-            "max_threads_per_program": CUDA_GUIDE, "fp8_dtype": TRITON, "triton_target": TRITON, "has_tma":
-            CUDA_GUIDE,
+            "max_threads_per_program": CUDA_GUIDE, "fp8_dtype": TRITON, "triton_target": TRITON,
+            "has_tma": CUDA_GUIDE,
             "has_warp_specialize": TRITON, "allows_kpack": TRITON, "has_tensor_memory": CUDA_GUIDE,
         },
     )  # fmt: skip
@@ -68,8 +66,8 @@ ARCHS = (GFX942, GFX950, GFX90A, SM_80, SM_90, SM_100)
 # part AMD publishes its own results on; sm_90 the H100, the most deployed; the others have one product in the
 # catalogue.
 DEFAULT_DEVICE: Mapping[str, str] = {
-    "gfx942": "MI300X", "gfx950": "MI355X", "gfx90a": "MI250X", "sm_80": "A100", "sm_90": "H100", "sm_100":
-    "B200",
+    "gfx942": "MI300X", "gfx950": "MI355X", "gfx90a": "MI250X", "sm_80": "A100", "sm_90": "H100",
+    "sm_100": "B200",
 }  # fmt: skip
 
 
@@ -97,7 +95,7 @@ MI250X_SHEET = "AMD Instinct MI250X data sheet; derived: one of its two GCDs, ha
 A100_SHEET = "NVIDIA A100 80GB data sheet (SXM4)"
 H100_SHEET = "NVIDIA H100 data sheet (SXM5), dense = half of the figures with sparsity"
 H200_SHEET = "NVIDIA H200 data sheet (SXM5), dense = half of the figures with sparsity"
-B200_SHEET = "NVIDIA HGX B200 data sheet, one of eight GPUs, dense = half of the figures with sparsity"
+B200_SHEET = "NVIDIA Blackwell data sheet, HGX B200 column, dense = half of the figures with sparsity"
 HOPPER_PAPER = "NVIDIA H100 Tensor Core GPU Architecture white paper"
 ONE_L2 = "derived: all compute units share one L2"
 L2_IS_LAST = "derived: no memory-side cache, so the L2"
@@ -170,12 +168,12 @@ DEVICES = (
         ),
     ),
     Device(
-        name="B200", arch=SM_100, compute_units=148, xcds=1, clock_ghz=1.85, memory_gib=180, hbm_gbps=8000.0,
+        name="B200", arch=SM_100, compute_units=148, xcds=1, clock_ghz=1.85, memory_gib=180, hbm_gbps=7700.0,
         l2_bytes=126 * MIB, last_level_bytes=126 * MIB,
         peak_tflops={"bf16": 2250.0, "fp16": 2250.0, "fp8": 4500.0, "tf32": 1100.0, "fp32": 75.0},
         sources=_sources(
             B200_SHEET, compute_units="reported: multiProcessorCount of a B200", xcds=ONE_L2,
-            l2_bytes="reported: l2CacheSize of a B200", last_level_bytes=L2_IS_LAST,
+            l2_bytes="NVIDIA Blackwell Tuning Guide: 126 MB of L2", last_level_bytes=L2_IS_LAST,
             clock_ghz="derived: 2250 TFLOP/s / (148 SM x 8192 flop/clk)",
         ),
     ),

@@ -6,6 +6,7 @@ import pickle
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from paiton.search_spaces.arch import (
     Arch,
     Device,
@@ -71,20 +72,22 @@ def test_unknown_arch_names_value_nearest_and_known(text: str, nearest: str) -> 
     with pytest.raises(UnknownArch) as raised:
         resolve(text)
     message = str(raised.value)
-    assert repr(text) in message and "\n" not in message
+    assert repr(text) in message
+    assert "\n" not in message
     assert f"nearest known is {nearest}" in message
     assert all(arch.name in message for arch in known_archs())
 
 
 @pytest.mark.parametrize(
     ("text", "nearest"),
-    [("MI300", "MI300X"), ("AMD Instinct MI308X", "MI300X"), ("NVIDIA H20", "H200"), ("NVIDIA GeForce RTX 4090", "H100"),
-     ("NVIDIA GB200", "B200"), ("NVIDIA A800-SXM4-80GB", "A100")],
+    [("MI300", "MI300X"), ("AMD Instinct MI308X", "MI300X"), ("NVIDIA H20", "H200"),
+     ("NVIDIA GeForce RTX 4090", "H100"),     ("NVIDIA GB200", "B200"), ("NVIDIA A800-SXM4-80GB", "A100")],
 )  # fmt: skip
 def test_unknown_device_names_a_known_one(text: str, nearest: str) -> None:
     with pytest.raises(UnknownDevice) as raised:
         resolve(text)
-    assert repr(text) in str(raised.value) and "known devices: MI300X" in str(raised.value)
+    assert repr(text) in str(raised.value)
+    assert "known devices: MI300X" in str(raised.value)
     if "RTX" not in text:  # nothing in the catalogue is like a gaming card
         assert f"nearest known is {nearest}" in str(raised.value)
 
@@ -134,7 +137,9 @@ def test_any_text_resolves_or_raises_one_line(text: str) -> None:
         device = resolve(text)
     except (UnknownArch, UnknownDevice) as error:
         message = str(error)
-        assert message and len(message.splitlines()) == 1 and message.isprintable()
+        assert message
+        assert len(message.splitlines()) == 1
+        assert message.isprintable()
     else:
         assert device in known_devices()
 
@@ -158,9 +163,11 @@ def test_figures_agree_with_each_other(device: Device) -> None:
     )  # a power of two
     assert device.peak_tflops["fp16"] == device.peak_tflops["bf16"] > device.peak_tflops["fp32"]
     assert ("fp8" in device.peak_tflops) == (device.arch.fp8_dtype is not None)
-    assert device.compute_units % device.xcds == 0 and device.l2_bytes % device.xcds == 0
+    assert device.compute_units % device.xcds == 0
+    assert device.l2_bytes % device.xcds == 0
     assert device.last_level_bytes >= device.l2_bytes
-    assert resolve(device.name) is device and resolve(device.arch.name, device.name) is device
+    assert resolve(device.name) is device
+    assert resolve(device.arch.name, device.name) is device
 
 
 def test_catalogue_keys_are_unique_and_values_travel_between_processes() -> None:
@@ -177,7 +184,9 @@ def test_catalogue_keys_are_unique_and_values_travel_between_processes() -> None
 def test_limits_the_compiler_does_not_check() -> None:
     limits = {arch.name: arch.shared_limit_bytes for arch in known_archs()}
     assert limits == {
-        "gfx942": 65536, "gfx90a": 65536, "gfx950": 163840, "sm_80": 166912, "sm_90": 232448, "sm_100": 232448,
+        "gfx942": 65536, "gfx90a": 65536, "gfx950": 163840, "sm_80": 166912, "sm_90": 232448,
+        "sm_100": 232448,
     }  # fmt: skip
     assert {arch.name for arch in known_archs() if arch.allows_kpack} == {"gfx942", "gfx90a"}
-    assert arch_named("sm_90").triton_target == 90 and arch_named("gfx942").triton_target == "gfx942"
+    assert arch_named("sm_90").triton_target == 90
+    assert arch_named("gfx942").triton_target == "gfx942"

@@ -1,0 +1,57 @@
+"""A compile worker: a process of its own that reads jobs and writes outcomes, one JSON line each, until its input ends.
+
+Started as `python -m paiton.autotune.compile_worker`. A compiler that hangs or crashes takes this process with it and
+nothing else. Standard output is kept for the outcomes: whatever a compiler prints goes to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from typing import Any, TextIO
+
+
+def main() -> None:
+    """Serve jobs from standard input."""
+    outcomes = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    os.nice(5)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.environ.pop("TRITON_INTERPRET", None)
+    with tempfile.TemporaryDirectory(prefix="paiton-compile-") as cache:
+        os.environ["TRITON_CACHE_DIR"] = cache
+        _serve(sys.stdin, outcomes, cache)
+
+
+def _serve(jobs: TextIO, outcomes: TextIO, cache: str) -> None:
+    from .compile_job import run_job  # imports torch and triton, which takes seconds: after the process is set up
+
+    _write(outcomes, {"ready": True})
+    for line in jobs:
+        started = time.perf_counter()
+        answer = run_job(json.loads(line))
+        answer["seconds"] = time.perf_counter() - started
+        answer["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        _write(outcomes, answer)
+        _empty(cache)
+
+
+def _write(outcomes: TextIO, answer: dict[str, Any]) -> None:
+    outcomes.write(json.dumps(answer) + "\n")
+    outcomes.flush()
+
+
+def _empty(folder: str) -> None:
+    """Drop Triton's files of the last job: only the facts are kept, the binary is made again where it is used."""
+    import shutil
+
+    for name in os.listdir(folder):
+        shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""Grouped and plain tile GEMM: y = x W^T by tl.dot over K (terms A1, A2, A6 of docs/model.md)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..chip import Device
+from .closed_form import Array, Columns, DotTile, column, dot_registers, shared_bytes, staged_registers, uses_wgmma
+from .compiled import Compiled, known_or, residency
+from .constants import ModelConstants, flop_per_clk
+from .physics import Loop, Timing, Traffic, kernel_timing
+from .routing import row_blocks
+
+_RESIDENT_PART = 0.8
+"""A working set up to this part of the last-level cache is found there by the next identical run."""
+_RESIDENT_MISSES = 0.15
+
+
+@dataclass(frozen=True, kw_only=True)
+class GemmShape:
+    """`tokens` rows, each multiplied with the [n, k] weight of `top_k` of `experts`; a plain GEMM is one expert.
+
+    `weights` counts operands of that size with one accumulator each (2: gate and up of a fused SiLU·mul).
+    """
+
+    tokens: int
+    n: int
+    k: int
+    dtype: str
+    itemsize: int
+    output_itemsize: int
+    experts: int = 1
+    top_k: int = 1
+    weights: int = 1
+
+    @property
+    def is_grouped(self) -> bool:
+        return self.experts > 1
+
+    @property
+    def rows(self) -> int:
+        return self.tokens * self.top_k
+
+
+@dataclass(frozen=True, kw_only=True)
+class GemmConfig:
+    """The tile parameters of a GEMM, arrays over configs."""
+
+    block_m: Array
+    block_n: Array
+    block_k: Array
+    group_m: Array
+    split_k: Array
+    warps: Array
+    stages: Array
+    remaps_xcd: Array
+    is_swapped: Array
+
+    @classmethod
+    def of(cls, columns: Columns, device: Device) -> GemmConfig:
+        """Read the columns; absent parameters are neutral."""
+        stages = 2.0 if device.arch.is_amd else 3.0  # Triton's default
+        return cls(
+            block_m=np.maximum(column(columns, "BLOCK_M", 16), 16), block_n=column(columns, "BLOCK_N", 64),
+            block_k=column(columns, "BLOCK_K", 64), group_m=column(columns, "GROUP_M", 1),
+            split_k=column(columns, "SPLIT_K", 1), warps=column(columns, "num_warps", 4),
+            stages=column(columns, "num_stages", stages), remaps_xcd=column(columns, "XCD_REMAP", 0),
+            is_swapped=column(columns, "SWAP", 0),
+        )  # fmt: skip
+
+    def tile(self, shape: GemmShape) -> DotTile:
+        """The tl.dot of the main loop; swapped, the weights are the left operand."""
+        swapped = self.is_swapped > 0
+        depth = self.block_k * np.where(swapped, 1.0, 1.0)
+        rows = np.where(swapped, self.block_n, self.block_m)
+        columns = np.where(swapped, self.block_m, self.block_n)
+        return DotTile(rows, columns, depth, self.warps, self.stages, shape.itemsize)
+
+
+@dataclass(frozen=True)
+class GemmWork:
+    """Loop and traffic of a GEMM before the grid and the residency are known."""
+
+    loop: Loop
+    traffic: Traffic
+    programs: Array
+    column_blocks: Array
+    blocks: Array
+
+
+def gemm_timing(
+    shape: GemmShape,
+    config: GemmConfig,
+    compiled: Compiled,
+    device: Device,
+    constants: ModelConstants,
+    *,
+    launched: Array | None = None,
+    warm_bytes: float | None = None,
+) -> Timing:
+    """Time of one GEMM launch.
+
+    `launched` is the grid where it is larger than the programs with work. `warm_bytes` is the working set of identical
+    runs back to back, as tuners without a cache flush time them; None means weights come from HBM, as in a model.
+    """
+    tile = config.tile(shape)
+    arch = device.arch
+    w = shape.weights
+    registers = dot_registers(tile, arch) + (w - 1) * (tile.accumulators / (arch.wave_size * tile.warps))
+    fit = residency(compiled, registers, gemm_shared_bytes(shape, config, device), config.warps, device, constants)
+    blocks, active, useful = _rows(shape, config)
+    column_blocks = np.ceil(shape.n / config.block_n)
+    programs = blocks * column_blocks * config.split_k
+    iterations = np.ceil(shape.k / (config.split_k * config.block_k))
+    depth_fill = np.minimum(1.0, shape.k / (config.split_k * iterations * config.block_k))
+    column_fill = np.minimum(1.0, shape.n / (column_blocks * config.block_n))
+    a = useful * config.block_k * shape.itemsize * depth_fill
+    b = w * config.block_n * config.block_k * shape.itemsize * column_fill * depth_fill
+
+    resident = warm_bytes is not None and warm_bytes < _RESIDENT_PART * device.last_level_bytes
+    in_flight = np.minimum(fit.programs.clip(1) * device.compute_units, programs) / device.xcds
+    b_share, a_share = _sharing(config, blocks, active, column_blocks, in_flight, device)
+    first = np.minimum(active / np.maximum(blocks, 1e-9), 1.0)
+    b_hbm = b * first
+    b_last = np.maximum(b / b_share - b_hbm, 0.0)
+    if resident:
+        b_hbm, b_last = 0.0 * b, b_hbm + b_last
+    weight_ns = constants.last_level_ns if resident else constants.hbm_ns
+
+    mma, valu, loads, lds = _iteration(tile, w, shape, compiled, device)
+    small = ~uses_wgmma(tile, arch) if arch.has_tma else np.zeros(len(b), np.bool_)
+    loop = Loop(
+        programs=programs, iterations=iterations, warps=config.warps, hbm_bytes=b_hbm, last_level_bytes=b_last,
+        l2_bytes=a + b - b_hbm - b_last, mma_clk=mma, valu=valu, loads=loads, spills=fit.spills, lds_bytes=lds,
+        depth=np.maximum(config.stages - 1, 1), latency_ns=(weight_ns * b + constants.l2_ns * a) / (a + b),
+        segment_bytes=np.minimum(config.block_k, shape.k) * shape.itemsize,
+        output_bytes=config.block_m * config.block_n * np.where(config.split_k > 1, 4, shape.output_itemsize),
+        mma_efficiency=np.where(small, constants.small_mma_efficiency, constants.mma_efficiency), has_barrier=True,
+    )  # fmt: skip
+    unique = (
+        active * shape.n * shape.k * w * shape.itemsize + shape.tokens * shape.k * shape.itemsize
+        + shape.rows * shape.n * shape.output_itemsize
+    )  # fmt: skip
+    steps = programs * iterations
+    traffic = Traffic(
+        hbm=unique * (_RESIDENT_MISSES if resident else 1.0), last_level=steps * (b / b_share + a / a_share),
+        l2=steps * (a + b),
+    )  # fmt: skip
+    grid = programs if launched is None else np.maximum(launched, programs)
+    return kernel_timing(loop, traffic, fit.programs, grid, device, constants)
+
+
+def gemm_shared_bytes(shape: GemmShape, config: GemmConfig, device: Device) -> Array:
+    """Expected shared memory: the dot loop's, with the buffers of a second weight where there is one."""
+    return shared_bytes(weighted_tile(shape, config), device.arch)
+
+
+def weighted_tile(shape: GemmShape, config: GemmConfig) -> DotTile:
+    """The tile with the depth of the weight side counted once per weight, for sizes in bytes only."""
+    swapped = config.is_swapped > 0
+    wide = config.block_n * shape.weights
+    rows = np.where(swapped, wide, config.block_m)
+    columns = np.where(swapped, config.block_m, wide)
+    return DotTile(rows, columns, config.block_k, config.warps, config.stages, shape.itemsize)
+
+
+def _rows(shape: GemmShape, config: GemmConfig) -> tuple[Array, Array, Array]:
+    """Row blocks, active experts and useful rows per block of every config."""
+    values, inverse = np.unique(config.block_m, return_inverse=True)
+    table = np.array([row_blocks(shape.tokens, shape.experts, shape.top_k, int(value)) for value in values])
+    picked = table[inverse.reshape(-1)]
+    return picked[:, 0], picked[:, 1], picked[:, 2]
+
+
+def _sharing(
+    config: GemmConfig, blocks: Array, active: Array, column_blocks: Array, in_flight: Array, device: Device
+) -> tuple[Array, Array]:
+    """How many concurrent programs of one L2 use the same weight tile, and the same activation tile.
+
+    Program ids go round-robin to the XCDs, so neighbours in a group share an L2 only where the order is remapped.
+    """
+    spread = np.where(config.remaps_xcd > 0, 1.0, device.xcds)
+    concurrent = np.maximum(in_flight, 1.0)
+    block_rows = np.clip(config.group_m / spread, 1.0, concurrent)
+    block_rows = np.minimum(block_rows, np.maximum(blocks, 1.0))
+    block_columns = np.maximum(concurrent / block_rows, 1.0)
+    b_share = np.maximum(np.minimum(block_rows, blocks / np.maximum(active, 1.0)), 1.0)
+    return b_share, np.maximum(np.minimum(block_columns, column_blocks), 1.0)
+
+
+def _iteration(
+    tile: DotTile, weights: int, shape: GemmShape, compiled: Compiled, device: Device
+) -> tuple[Array, Array, Array, Array]:
+    """Matrix cycles, vector instructions and loads per wave, LDS bytes per program; compiled counts where known."""
+    wave = device.arch.wave_size
+    _, _, repeated = tile.wave_grid()
+    mma = 2 * tile.rows * tile.columns * tile.depth * weights * repeated / (
+        tile.warps * flop_per_clk(device, shape.dtype) / 4
+    )  # fmt: skip
+    staged = staged_registers(tile, device.arch)
+    valu, loads = 10 + staged / 2, staged / 4
+    lds = tile.warps * tile.wave_operand_bytes()
+    passes = np.where(compiled.mma_clk >= mma, np.maximum(np.round(compiled.mma_clk / np.maximum(mma, 1e-9)), 1), 1.0)
+    counted = ~np.isnan(compiled.mma_clk)
+    return (
+        known_or(compiled.mma_clk / passes, mma),
+        np.where(counted, known_or(compiled.valu, valu) / passes, valu),
+        np.where(counted, known_or(compiled.loads, loads) / passes, loads),
+        np.where(counted, known_or(compiled.lds_read_bytes, lds) * wave * tile.warps / passes, lds),
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -42,6 +42,10 @@ class KernelSpec:
         """What would be launched, on tensors without storage."""
         inputs = self.make_inputs(problem, torch_device="meta", seed=0)
         return self.plan(*inputs, config=config, device=device)
+
+    def with_space(self, space: SearchSpace) -> KernelSpec:
+        """The same kernel with another (extended) space."""
+        return replace(self, space=space)
 
     @property
     def digest(self) -> str:

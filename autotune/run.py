@@ -1,0 +1,267 @@
+"""The run: from a request to a filled database, one cell after the other."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ..cache.key import Cell, Environment, compiler_digest
+from ..cache.rows import Candidate, Label, RunId, RunStatus, TrialRow, TunedRow
+from ..cache.store import ConfigStore
+from ..kernels_triton.registry import spec_of
+from ..kernels_triton.spec import KernelSpec
+from ..search_spaces.arch import Device
+from ..search_spaces.config import Config, Value
+from ..search_spaces.problem import Problem
+from ..search_spaces.space import EmptySpace
+from .cell import CellResult, CellTask, tune_cell
+from .objective import Evaluation, Objective
+from .progress import Progress
+from .search import PENALTY
+
+SHORTLIST = 8
+"""Configs kept with the answer, so that an owner of the GPU can finish an estimated cell in as many runs."""
+MEASURED_GAIN = 1.03
+"""A measured config must beat the default by this factor, otherwise the row says "the default is best"."""
+
+Extra = Mapping[str, Mapping[str, tuple[Value, ...]]]
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """How to search: trials per cell, seconds for the whole run (None = no limit), seed, whether to take up old trials."""
+
+    trials: int
+    budget_s: float | None = None
+    seed: int = 0
+    resume: bool = True
+    extra_choices: Extra = field(default_factory=dict)
+
+
+@dataclass
+class RunSummary:
+    """What a run did. `rows` are the answers of all requested cells, old and new, in the order asked."""
+
+    rows: list[TunedRow] = field(default_factory=list)
+    cells_tuned: int = 0
+    cells_resumed: int = 0
+    cells_known: int = 0
+    cells_left: int = 0
+    cells_failed: list[str] = field(default_factory=list)
+    trials: int = 0
+    states: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+    was_interrupted: bool = False
+
+
+class Tuner:
+    """Tunes cells of one device with one objective into one store.
+
+    Every finished trial is durable before the next round begins. A cell that was finished under the same kernel,
+    compiler and model is taken from the store; one that was interrupted goes on from its stored trials.
+    """
+
+    def __init__(
+        self, device: Device, objective: Objective, env: Environment, store: ConfigStore, settings: RunSettings,
+        progress: Progress, clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        self._device = device
+        self._objective = objective
+        self._env = env
+        self._store = store
+        self._settings = settings
+        self._progress = progress
+        self._clock = clock
+        self._winners: dict[str, tuple[int, Config]] = {}
+
+    def run(self, problems: Sequence[Problem], arguments: Mapping[str, object]) -> RunSummary:
+        """Tune every problem. An interrupt (Ctrl-C) ends the run early and is noted in the summary."""
+        summary = RunSummary(cells_left=len(problems))
+        started = self._clock()
+        run = self._store.begin_run(arguments, self._settings.seed, self._env)
+        status = RunStatus.FAILED
+        self._progress.begin(len(problems), len(problems) * self._settings.trials)
+        try:
+            for problem in problems:
+                if summary.rows and self._is_over(started):
+                    break
+                self._tune(problem, run, summary, started)
+                summary.cells_left -= 1
+            status = RunStatus.DONE
+        except KeyboardInterrupt:
+            summary.was_interrupted = True
+            status = RunStatus.INTERRUPTED
+        finally:
+            summary.seconds = self._clock() - started
+            # A full disk may be the very reason of the failure: the error under way matters more than this note.
+            with contextlib.suppress(Exception) if status is RunStatus.FAILED else contextlib.nullcontext():
+                self._store.finish_run(run, status)
+        return summary
+
+    def _is_over(self, started: float) -> bool:
+        budget = self._settings.budget_s
+        return budget is not None and self._clock() - started >= budget
+
+    def _cell_is_over(self, started: float, cells_left: int) -> Callable[[], bool]:
+        """Each cell may take its share of what is left of the budget."""
+        budget = self._settings.budget_s
+        if budget is None:
+            return lambda: False
+        now = self._clock()
+        end = now + max(0.0, budget - (now - started)) / max(1, cells_left)
+        return lambda: self._clock() >= end
+
+    def _tune(self, problem: Problem, run: RunId, summary: RunSummary, started: float) -> None:
+        spec = self._spec(problem.kernel)
+        cell = cell_of(problem, self._device, spec)
+        self._progress.start_cell(problem, self._settings.trials)
+        history = self._history(cell, problem) if self._settings.resume else {}
+        known = self._finished(cell, len(history))
+        if known is not None:
+            summary.cells_known += 1
+            note = "known"
+        else:
+            task = CellTask(
+                spec, problem, self._device, self._neighbours(problem), self._settings.trials, self._settings.seed
+            )
+            try:
+                result = tune_cell(
+                    task, self._objective, history=history, is_over=self._cell_is_over(started, summary.cells_left),
+                    on_round=lambda fresh: self._record(run, cell, fresh, summary),
+                )  # fmt: skip
+                known = self._answer(cell, result)
+            except EmptySpace as error:
+                known, note = None, str(error)
+            else:
+                note = self._note(known, result)
+            summary.cells_resumed += bool(history) and known is not None
+            summary.cells_tuned += known is not None
+        if known is None:
+            summary.cells_failed.append(f"{problem}: {note}")
+        else:
+            summary.rows.append(known)
+            if known.config_json is not None:
+                self._winners[_shape(problem)] = (problem.batch, Config.from_json(known.config_json))
+        self._progress.end_cell(note, self._settings.trials)
+
+    def _spec(self, kernel: str) -> KernelSpec:
+        spec = spec_of(kernel)
+        extra = self._settings.extra_choices.get(kernel)
+        return spec.with_space(spec.space.extended(extra)) if extra else spec
+
+    def _neighbours(self, problem: Problem) -> tuple[Config, ...]:
+        """The winner of the batch tuned just before for the same shape."""
+        winner = self._winners.get(_shape(problem))
+        return (winner[1],) if winner else ()
+
+    def _history(self, cell: Cell, problem: Problem) -> dict[Config, Evaluation]:
+        rows = self._store.trials(cell, compiler=compiler_digest(self._env))
+        recalled = [self._objective.recall(problem, row) for row in rows]
+        return {each.config: each for each in recalled if each is not None}
+
+    def _finished(self, cell: Cell, tried: int) -> TunedRow | None:
+        """The stored answer, if it rests on as many trials as asked for (or on the whole space) and on this model."""
+        if not self._settings.resume:
+            return None
+        row = self._store.find(cell, compiler=compiler_digest(self._env))
+        if row is None or row.label < self._objective.label:
+            return None
+        same = row.env.triton_key == self._env.triton_key and row.model_version == self._objective.model_version
+        needed = min(self._settings.trials, row.feasible_count or self._settings.trials)
+        return row if same and tried >= needed else None
+
+    def _record(self, run: RunId, cell: Cell, fresh: Sequence[Evaluation], summary: RunSummary) -> None:
+        worst = max((each.value for each in fresh if each.value is not None), default=1.0)
+        is_measured = self._objective.label is Label.MEASURED
+        rows = [
+            TrialRow(
+                cell=cell,
+                params_json=each.config.json(),
+                state=each.state,
+                told=each.value if each.value is not None else PENALTY * worst,
+                us=each.value if is_measured else None,
+                score=None if is_measured else each.value,
+                samples_us=each.samples_us,
+                error=each.error,
+                facts_json=each.facts.json() if each.facts else None,
+                model_version=self._objective.model_version,
+            )
+            for each in fresh
+        ]
+        self._store.record_trials(run, rows)
+        summary.trials += len(rows)
+        summary.states.update(each.state.value for each in fresh)
+        best = min((each for each in fresh if each.value is not None), key=lambda each: each.value or 0, default=None)
+        self._progress.count_trials(len(rows), _tile(best.config) if best else "-")
+
+    def _answer(self, cell: Cell, result: CellResult) -> TunedRow | None:
+        """Store the answer; None when nothing tried could run."""
+        ranked = result.ranked()
+        if not ranked:
+            return None
+        best, default = ranked[0], result.evaluation_of(result.default)
+        default_value = default.value if default else None
+        shortlist = tuple(
+            Candidate(config_json=each.config.json(), score=each.value or 0.0) for each in ranked[:SHORTLIST]
+        )
+        common = {
+            "cell": cell, "label": self._objective.label, "env": self._env, "shortlist": shortlist,
+            "model_version": self._objective.model_version, "compute_units": self._device.compute_units,
+            "facts_json": best.facts.json() if best.facts else None, "feasible_count": result.feasible_count,
+        }  # fmt: skip
+        if self._objective.label is Label.MEASURED:
+            row = measured_row(common, best, default_value)
+        else:
+            row = TunedRow(
+                **common, config_json=best.config.json(), score=best.value, score_default=default_value,
+            )  # fmt: skip
+        self._store.put_tuned(row)
+        return self._store.find(cell, compiler=compiler_digest(self._env))
+
+    def _note(self, row: TunedRow | None, result: CellResult) -> str:
+        if row is None:
+            states = Counter(each.state.value for each in result.evaluations)
+            return "no config ran: " + ", ".join(f"{count} {state}" for state, count in states.most_common())
+        config = _tile(Config.from_json(row.config_json)) if row.config_json else "the default"
+        return f"{config}, {len(result.evaluations)} of {result.feasible_count} configs tried"
+
+
+def measured_row(common: Mapping[str, object], best: Evaluation, default_us: float | None) -> TunedRow:
+    """A measured answer: the best config, or "the default is best" when it does not win by more than noise."""
+    import numpy as np
+
+    assert best.value is not None
+    wins = default_us is None or default_us >= MEASURED_GAIN * best.value
+    low, high = np.percentile(best.samples_us, [10, 90]) if best.samples_us else (best.value, best.value)
+    return TunedRow(
+        **common,  # type: ignore[arg-type]
+        config_json=best.config.json() if wins else None,
+        us_median=best.value if wins else default_us,
+        us_p10=float(low) if wins else None,
+        us_p90=float(high) if wins else None,
+        samples=max(1, len(best.samples_us)),
+        us_default=default_us,
+    )
+
+
+def cell_of(problem: Problem, device: Device, spec: KernelSpec) -> Cell:
+    """The database key of a problem on a device, for this source of the kernel."""
+    return Cell(
+        arch=device.arch.name, device=device.name, kernel=problem.kernel, kernel_digest=spec.digest,
+        signature=problem.signature, dtype=problem.dtype, batch=problem.batch,
+    )  # fmt: skip
+
+
+def _shape(problem: Problem) -> str:
+    return f"{problem.kernel}|{problem.signature}|{problem.dtype}"
+
+
+def _tile(config: Config) -> str:
+    """The part of a config that a person wants to see first: `16x64x256 4 warps`."""
+    blocks = [str(config[name]) for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K", "BLOCK_H", "BLOCK_T") if name in config]
+    form = f"{config['FORM']} " if "FORM" in config else ""
+    split = "".join(f" {name.lower()} {config[name]}" for name in ("SPLIT_K", "SPLITS") if config.get(name, 1) != 1)
+    return f"{form}{'x'.join(blocks)} {config['num_warps']} warps{split}"

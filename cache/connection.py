@@ -1,0 +1,126 @@
+"""One SQLite connection, opened the way every part of Paiton opens it. Standard library only."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from .errors import (
+    DatabaseMissing,
+    NewerDatabase,
+    NotPaitonDatabase,
+    OlderDatabase,
+    Unwritable,
+    shown,
+    translated,
+)
+
+APPLICATION_ID = 0x50414954  # "PAIT": readable from the file's header without trusting its schema
+SCHEMA = 1  # the newest schema this program knows; migrations.py holds the step that leads to each
+BUSY_TIMEOUT_S = 30.0
+
+# SQLite answers "locked" at once, whatever the busy timeout, when two connections switch a file to WAL
+# together.
+_WAL_RACE_S = 4.0
+_WAL_PAUSE_S = 0.02
+
+T = TypeVar("T")
+
+
+def check_path(path: Path, *, read_only: bool) -> None:
+    """Refuse a path that cannot hold a database; for writing, make its folder. Raises StoreError."""
+    with translated(path):
+        try:
+            mode = os.stat(path).st_mode
+        except FileNotFoundError:
+            if read_only:
+                raise DatabaseMissing(f"no database at {shown(path)}; `autotune run` makes one") from None
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return
+        except ValueError as error:  # a NUL in the path
+            raise Unwritable(f"cannot use {shown(path)} as a database: {error}; name another file") from None
+    if stat.S_ISDIR(mode):
+        raise Unwritable(f"{shown(path)} is a folder; name a file in it, such as {shown(path / 'paiton.db')}")
+    if not stat.S_ISREG(mode):
+        raise Unwritable(f"{shown(path)} is not a regular file; name a Paiton database or a new file")
+
+
+def connect(path: Path, *, read_only: bool, timeout_s: float = BUSY_TIMEOUT_S) -> sqlite3.Connection:
+    """A connection in autocommit mode with our settings, to a file found to be ours (or, for writing, empty).
+
+    A foreign or newer file is refused before anything in it changes. Raises StoreError.
+    """
+    check_path(path, read_only=read_only)
+    uri = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
+    with translated(path):
+        connection = sqlite3.connect(
+            uri, uri=True, timeout=timeout_s, isolation_level=None, check_same_thread=False
+        )
+        try:
+            connection.execute("PRAGMA trusted_schema=OFF")
+            version = _retrying(lambda: identify(connection, path))
+            if read_only and version == 0:
+                raise DatabaseMissing(f"{shown(path)} is empty; `autotune run` fills it")
+            if read_only and version < SCHEMA:
+                raise OlderDatabase(
+                    f"{shown(path)} has schema {version}, this Paiton reads {SCHEMA};"
+                    " open it once for writing (`autotune run`) to migrate it"
+                )
+            if not read_only:
+                _retrying(lambda: connection.execute("PRAGMA journal_mode=WAL").fetchone())
+                # One driver writes, a few commits a second: an fsync per commit is affordable and keeps a
+                # finished trial through a power cut, where NORMAL would only keep it through a killed
+                # process.
+                connection.execute("PRAGMA synchronous=FULL")
+                connection.execute("PRAGMA foreign_keys=ON")
+        except BaseException:
+            connection.close()
+            raise
+    return connection
+
+
+def identify(connection: sqlite3.Connection, path: Path) -> int:
+    """Schema number of the open file, 0 when it is empty. Raises NotPaitonDatabase or NewerDatabase."""
+    # One transaction, so that the answers belong to one state of a file that another process may be creating.
+    connection.execute("BEGIN")
+    try:
+        (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        (objects,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    finally:
+        connection.rollback()
+    if application_id == 0 and version == 0 and objects == 0:
+        return 0
+    if application_id != APPLICATION_ID:
+        raise NotPaitonDatabase(
+            f"{shown(path)} is a SQLite database but not Paiton's (application id {application_id:#x},"
+            f" expected {APPLICATION_ID:#x}); name a Paiton database or a new file"
+        )
+    if version > SCHEMA:
+        raise newer(path, version)
+    return int(version)
+
+
+def newer(path: Path, version: int) -> NewerDatabase:
+    """The refusal of a file from a later program."""
+    return NewerDatabase(
+        f"{shown(path)} has schema {version}, this Paiton knows up to {SCHEMA};"
+        " update Paiton or name another file"
+    )
+
+
+def _retrying(step: Callable[[], T]) -> T:
+    """Result of `step`, tried again for 4 s while SQLite says the file is locked."""
+    deadline = time.monotonic() + _WAL_RACE_S
+    while True:
+        try:
+            return step()
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(_WAL_PAUSE_S)

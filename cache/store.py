@@ -1,0 +1,303 @@
+"""ConfigStore: the one writer of the database. Every method is one transaction; what it returned from is on
+disk.
+
+SQLAlchemy and SQLite errors never leave this file: they become a StoreError of one line. A server does not
+import this file, see lookup.py.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+
+from sqlalchemy import Connection, Engine, func, select, tuple_, update
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from .checks import canonical
+from .connection import BUSY_TIMEOUT_S
+from .engine import make_engine
+from .errors import DatabaseLocked, RowRefused, Unwritable, from_sqlite, shown, translated
+from .key import Cell, Environment, compiler_digest
+from .migrations import migrate
+from .queries import dicts, evidence, joined, replacing, shared_id, tuned_with_provenance
+from .records import (
+    ENV_COLUMNS,
+    cell_columns,
+    cell_row,
+    compiled_columns,
+    compiled_row,
+    env_columns,
+    run_row,
+    source_columns,
+    trial_columns,
+    trial_row,
+    tuned_columns,
+    tuned_row,
+)
+from .rows import CompiledRow, Label, RunId, RunRow, RunStatus, TrialRow, TunedRow
+from .schema import CELL, COMPILED, ENV, RUN, SOURCE, TRIAL, TUNED
+
+# SQLite before 3.32 takes at most 999 parameters in a statement.
+_KEYS_PER_QUERY = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class TunedFilter:
+    """Which answers to read; None accepts all."""
+
+    arch: str | None = None
+    device: str | None = None
+    kernel: str | None = None
+    kernel_digest: str | None = None
+    signature: str | None = None
+    dtype: str | None = None
+    batch: int | None = None
+    label: Label | None = None
+
+
+class ConfigStore:
+    """The tuned-config database at one path. Open it with `ConfigStore.open`, use it as a context manager."""
+
+    def __init__(self, path: Path, engine: Engine, *, read_only: bool, clock: Callable[[], float]) -> None:
+        self.path = path
+        self.read_only = read_only
+        self._engine = engine
+        self._clock = clock
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        read_only: bool = False,
+        timeout_s: float = BUSY_TIMEOUT_S,
+        clock: Callable[[], float] = time.time,
+    ) -> ConfigStore:
+        """Open the database; for writing, create it (and its folder) or migrate it first.
+
+        `timeout_s` bounds the wait for another process's lock, `clock` gives Unix seconds. Raises a
+        StoreError: DatabaseMissing, Unwritable, NotADatabase, NotPaitonDatabase, NewerDatabase,
+        OlderDatabase, CorruptDatabase, DatabaseLocked, DiskFull.
+        """
+        where = Path(path)
+        store = cls(
+            where,
+            make_engine(where, read_only=read_only, timeout_s=timeout_s),
+            read_only=read_only,
+            clock=clock,
+        )
+        try:
+            with store._translated():
+                if not read_only:
+                    migrate(store._engine, where)
+                store._engine.connect().close()
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    def close(self) -> None:
+        """Close all connections. The last one to a file folds its write-ahead log into it."""
+        self._engine.dispose()
+
+    def __enter__(self) -> ConfigStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # Runs and trials: the evidence.
+
+    def begin_run(self, arguments: Mapping[str, object], seed: int, env: Environment) -> RunId:
+        """Record the start of a run and return its id, 16 random bytes. `arguments` must be plain JSON
+        data."""
+        run = RunId(os.urandom(16))
+        if type(seed) is not int or not -(2**63) <= seed < 2**63:
+            raise RowRefused(f"seed={seed!r}: expected an int of at most 64 bits")
+        with self._write() as connection:
+            # Later than every run before it, whatever the clock says: trials() returns runs in this order.
+            latest = connection.scalar(select(func.max(RUN.c.started_ms))) or 0
+            connection.execute(
+                insert(RUN).values(
+                    id=run,
+                    arguments=canonical(dict(arguments)),
+                    seed=seed,
+                    env=shared_id(connection, ENV, env_columns(env)),
+                    compiler=compiler_digest(env),
+                    started_ms=max(self._now_ms(), latest + 1),
+                    status=RunStatus.RUNNING.value,
+                )
+            )
+        return run
+
+    def finish_run(self, run: RunId, status: RunStatus) -> None:
+        """Record how a run ended. Raises RowRefused for a run that was never begun here."""
+        with self._write() as connection:
+            changed = connection.execute(
+                update(RUN)
+                .where(RUN.c.id == run)
+                .values(ended_ms=self._now_ms(), status=RunStatus(status).value)
+            )
+            if changed.rowcount != 1:
+                raise RowRefused(f"run {run.hex()} is not in {shown(self.path)}")
+
+    def runs(self) -> list[RunRow]:
+        """All runs, oldest first."""
+        query = joined(select(RUN), ENV, ENV_COLUMNS, RUN.c.env == ENV.c.id).order_by(
+            RUN.c.started_ms, RUN.c.id
+        )
+        with self._read() as connection:
+            return [run_row(values) for values in dicts(connection, query)]
+
+    def record_trial(self, run: RunId, row: TrialRow) -> int:
+        """Append one finished trial, durable on return; returns its number within the run, from 0."""
+        return self.record_trials(run, [row])[0]
+
+    def record_trials(self, run: RunId, rows: Iterable[TrialRow]) -> list[int]:
+        """Append finished trials in one transaction, all or none; returns their numbers within the run."""
+        rows, numbers = list(rows), []
+        with self._write() as connection:
+            last = connection.scalar(select(func.max(TRIAL.c.no)).where(TRIAL.c.run == run))
+            for no, row in enumerate(rows, start=0 if last is None else last + 1):
+                stamped = replace(row, ts_ms=row.ts_ms or self._now_ms())
+                connection.execute(insert(CELL).values(cell_columns(row.cell)).on_conflict_do_nothing())
+                connection.execute(insert(TRIAL).values(trial_columns(stamped, run, no)))
+                numbers.append(no)
+        return numbers
+
+    def trials(self, cell: Cell, *, compiler: bytes | None = None) -> list[TrialRow]:
+        """Finished trials of `cell` over all runs, in the order in which they were recorded.
+
+        With `compiler` (see key.compiler_digest) only those of runs under that compiler: a resumed search
+        must not take another Triton's times for its own.
+        """
+        query = (
+            select(TRIAL)
+            .join(RUN, TRIAL.c.run == RUN.c.id)
+            .where(TRIAL.c.cell == cell.key)
+            .order_by(RUN.c.started_ms, RUN.c.id, TRIAL.c.no)
+        )
+        if compiler is not None:
+            query = query.where(RUN.c.compiler == compiler)
+        with self._read() as connection:
+            return [trial_row(values, cell) for values in dicts(connection, query)]
+
+    def trial_counts(self) -> dict[Cell, int]:
+        """Every cell that has trials, and how many."""
+        query = (
+            select(CELL, func.count().label("trials"))
+            .join(TRIAL, TRIAL.c.cell == CELL.c.key)
+            .group_by(CELL.c.key)
+        )
+        with self._read() as connection:
+            return {cell_row(values): values["trials"] for values in dicts(connection, query)}
+
+    # Compiles: shared by all runs.
+
+    def put_compiled(self, rows: Iterable[CompiledRow]) -> None:
+        """Remember results of the compiler in one transaction; a later one for a key replaces the earlier."""
+        rows = list(rows)
+        with self._write() as connection:
+            for row in rows:
+                stamped = replace(row, ts_ms=row.ts_ms or self._now_ms())
+                connection.execute(replacing(insert(COMPILED).values(compiled_columns(stamped)), COMPILED))
+
+    def compiled(self, keys: Iterable[bytes]) -> dict[bytes, CompiledRow]:
+        """What is known of the given compile keys; unknown ones are absent."""
+        found = {}
+        remaining = iter(dict.fromkeys(keys))
+        with self._read() as connection:
+            while chunk := list(islice(remaining, _KEYS_PER_QUERY)):
+                for values in dicts(connection, select(COMPILED).where(COMPILED.c.key.in_(chunk))):
+                    found[values["key"]] = compiled_row(values)
+        return found
+
+    # Answers.
+
+    def put_tuned(self, row: TunedRow) -> bool:
+        """Store an answer unless the row already there is better evidence; True when it was stored.
+
+        Better is (label, samples, ts_ms, us_median, score, row_digest), compared in this order: measured
+        beats estimated beats prior whatever the time; at equal label and samples the later row wins, so a
+        newer model replaces an older one's estimate. Speed comes late on purpose: it would reward lucky
+        noise. The order is total, hence the result does not depend on the order of the calls. A row without a
+        timestamp gets one later than the row it meets, whatever the clocks of the two machines say.
+        """
+        with self._write() as connection:
+            columns = tuned_columns(self._stamped(connection, row))
+            columns["env"] = shared_id(connection, ENV, env_columns(row.env))
+            columns["source"] = shared_id(connection, SOURCE, source_columns(row.source))
+            upsert = insert(TUNED).values(columns)
+            better = tuple_(*evidence(upsert.excluded)) > tuple_(*evidence(TUNED.c))
+            return connection.execute(replacing(upsert, TUNED, where=better)).rowcount == 1
+
+    def tuned(self, where: TunedFilter | None = None) -> list[TunedRow]:
+        """Answers that pass the filter, by arch, device, kernel, signature, dtype, batch."""
+        query = tuned_with_provenance()
+        for f in fields(TunedFilter):
+            wanted = getattr(where, f.name) if where is not None else None
+            if wanted is not None:
+                query = query.where(TUNED.c[f.name] == wanted)
+        names = ("arch", "device", "kernel", "signature", "dtype", "batch", "kernel_digest", "compiler")
+        with self._read() as connection:
+            ordered = query.order_by(*(TUNED.c[name] for name in names))
+            return [tuned_row(values) for values in dicts(connection, ordered)]
+
+    def find(self, cell: Cell, *, compiler: bytes | None = None) -> TunedRow | None:
+        """The answer for exactly this cell, or None. Where several compilers left one each: the best label,
+        then that of `compiler`, then the better evidence."""
+        same_compiler = TUNED.c.compiler == (compiler if compiler is not None else b"")
+        label, *rest = evidence(TUNED.c)
+        order = [criterion.desc() for criterion in (label, same_compiler, *rest)]
+        query = tuned_with_provenance().where(TUNED.c.key == cell.key).order_by(*order).limit(1)
+        with self._read() as connection:
+            found = dicts(connection, query)
+        return tuned_row(found[0]) if found else None
+
+    # Inside.
+
+    def _now_ms(self) -> int:
+        return int(self._clock() * 1000)
+
+    def _stamped(self, connection: Connection, row: TunedRow) -> TunedRow:
+        if row.ts_ms:
+            return row
+        here = select(TUNED.c.ts_ms).where(
+            TUNED.c.key == row.cell.key, TUNED.c.compiler == compiler_digest(row.env)
+        )
+        return replace(row, ts_ms=max(self._now_ms(), (connection.scalar(here) or 0) + 1))
+
+    @contextmanager
+    def _write(self) -> Iterator[Connection]:
+        if self.read_only:
+            raise Unwritable(f"{shown(self.path)} was opened read-only; open it for writing")
+        with self._translated(), self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def _read(self) -> Iterator[Connection]:
+        with self._translated(), self._engine.execution_options(begin="DEFERRED").begin() as connection:
+            yield connection
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        with translated(self.path):
+            try:
+                yield
+            except DBAPIError as error:
+                known = from_sqlite(error.orig, self.path) if error.orig is not None else None
+                if known is None:
+                    raise
+                raise known from error
+            except PoolTimeout as error:
+                raise DatabaseLocked(f"{shown(self.path)}: too many threads use one store") from error

@@ -1,14 +1,32 @@
-"""Attention problems: one new token against a KV cache (decode), and a causal prompt (prefill)."""
+"""Attention problems, and the search spaces of decode attention: one new token per sequence against a KV cache."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+
+from .arch import Device
+from .config import Config
 from .problem import InvalidProblem, Problem
+from .space import Choices, Columns, Constraint, Mask, SearchSpace, vendor_knobs
+from .work import Work
+
+BLOCK_N_CHOICES = (16, 32, 64, 128, 256)
+SPLIT_CHOICES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+WARP_CHOICES = (1, 2, 4, 8)
+MIN_ROWS = 16
+"""Rows of the smallest matrix instruction on both vendors; fewer query heads are padded."""
+MAX_PROGRAMS_PER_UNIT = 8
+MAX_TILE_ELEMENTS_PER_THREAD = 128
+VECTOR_BYTES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class _AttentionProblem(Problem):
+class AttentionProblem(Problem):
+    """What decode and prefill share: grouped query heads, and the sliding window (0 = every earlier token is seen)."""
+
     q_heads: int
     kv_heads: int
     head_dim: int
@@ -16,15 +34,42 @@ class _AttentionProblem(Problem):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.kv_heads < 1 or self.q_heads % self.kv_heads:
+        if self.kv_heads < 1 or self.q_heads < 1 or self.q_heads % self.kv_heads:
             raise InvalidProblem(f"q_heads={self.q_heads} is no multiple of kv_heads={self.kv_heads}")
+        if not 8 <= self.head_dim <= 512 or self.head_dim % 8:
+            raise InvalidProblem(f"head_dim={self.head_dim} is not a multiple of 8 in 8..512")
+
+    @property
+    def group(self) -> int:
+        """Query heads that share one kv head."""
+        return self.q_heads // self.kv_heads
+
+    @property
+    def block_d(self) -> int:
+        """head_dim rounded up to what a tile can be."""
+        return max(MIN_ROWS, 1 << (self.head_dim - 1).bit_length())
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionDecodeProblem(_AttentionProblem):
-    """`batch` sequences, one query token each, `context` cached tokens; window 0 = all of them are seen."""
+class AttentionDecodeProblem(AttentionProblem):
+    """`batch` sequences, one query token each, which sees `context` tokens, itself included, or the last `window`."""
 
     context: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.context < 1:
+            raise InvalidProblem(f"context={self.context} is not a positive number")
+
+    @property
+    def seen(self) -> int:
+        """Tokens that one query attends to."""
+        return min(self.context, self.window) if self.window else self.context
+
+    @property
+    def rows(self) -> int:
+        """Rows of the query tile: the group, padded to what the matrix unit takes."""
+        return max(MIN_ROWS, 1 << (self.group - 1).bit_length())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +78,130 @@ class AttentionDecodeFusedProblem(AttentionDecodeProblem):
 
     qk_norm: int
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.qk_norm not in (0, 1):
+            raise InvalidProblem(f"qk_norm={self.qk_norm} is neither 0 nor 1")
+
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionPrefillProblem(_AttentionProblem):
+class AttentionPrefillProblem(AttentionProblem):
     """Causal attention of one prompt of `batch` tokens; window 0 = no sliding window."""
+
+
+def _choices(problem: AttentionDecodeProblem, device: Device) -> Choices:
+    stages = (1, 2, 3) if device.arch.is_amd else (1, 2, 3, 4, 5)
+    return {
+        "BLOCK_N": BLOCK_N_CHOICES,
+        "SPLITS": SPLIT_CHOICES,
+        "num_warps": WARP_CHOICES,
+        "num_stages": stages,
+        **vendor_knobs(device, has_dot=True),
+    }
+
+
+def _block_fits_context(columns: Columns, problem: AttentionDecodeProblem, device: Device) -> Mask:
+    block = columns["BLOCK_N"]
+    return np.asarray((block == BLOCK_N_CHOICES[0]) | (block < 2 * problem.seen), np.bool_)
+
+
+def _splits_have_blocks(columns: Columns, problem: AttentionDecodeProblem, device: Device) -> Mask:
+    return np.asarray((columns["SPLITS"] - 1) * columns["BLOCK_N"] < problem.seen, np.bool_)
+
+
+def _programs_are_few(columns: Columns, problem: AttentionDecodeProblem, device: Device) -> Mask:
+    splits = columns["SPLITS"]
+    programs = splits * problem.kv_heads * problem.batch
+    return np.asarray((splits == 1) | (programs <= MAX_PROGRAMS_PER_UNIT * device.compute_units), np.bool_)
+
+
+def _loads_are_wide(columns: Columns, problem: AttentionDecodeProblem, device: Device) -> Mask:
+    threads = columns["num_warps"] * device.arch.wave_size
+    return np.asarray(
+        columns["BLOCK_N"] * problem.block_d * problem.itemsize >= VECTOR_BYTES * threads, np.bool_
+    )
+
+
+def _tiles_fit_registers(columns: Columns, problem: AttentionDecodeProblem, device: Device) -> Mask:
+    threads = columns["num_warps"] * device.arch.wave_size
+    block = columns["BLOCK_N"]
+    largest = np.maximum(block * problem.block_d, problem.rows * (block + problem.block_d))
+    return np.asarray(largest <= MAX_TILE_ELEMENTS_PER_THREAD * threads, np.bool_)
+
+
+def _matrix_instruction_fits(columns: Columns, problem: AttentionDecodeProblem, device: Device) -> Mask:
+    if "matrix_instr_nonkdim" not in columns:
+        return np.ones(len(columns["BLOCK_N"]), np.bool_)
+    side = columns["matrix_instr_nonkdim"]
+    return np.asarray(
+        (side <= problem.rows) & (side <= columns["BLOCK_N"]) & (side <= problem.block_d), np.bool_
+    )
+
+
+CONSTRAINTS = (
+    Constraint(
+        "a block of tokens must not pass the tokens seen by a power of two or more", _block_fits_context
+    ),
+    Constraint("every split must have a block of tokens at the problem's context", _splits_have_blocks),
+    Constraint(
+        f"splits must not start more than {MAX_PROGRAMS_PER_UNIT} programs per compute unit",
+        _programs_are_few,
+    ),
+    Constraint("each thread must have at least one 16-byte load of a K block", _loads_are_wide),
+    Constraint(
+        f"a thread must not hold more than {MAX_TILE_ELEMENTS_PER_THREAD} elements of a tile",
+        _tiles_fit_registers,
+    ),
+    Constraint("the matrix instruction must not be larger than the query tile", _matrix_instruction_fits),
+)
+
+
+def _default(problem: AttentionDecodeProblem, device: Device) -> Config:
+    """Blocks of 64 tokens; as many splits as give every compute unit one program, each with at least two blocks."""
+    block = 64
+    while block > BLOCK_N_CHOICES[0] and block >= 2 * problem.seen:
+        block //= 2
+    wanted = device.compute_units // (problem.batch * problem.kv_heads)
+    useful = max(1, problem.seen // (2 * block))
+    splits = max(choice for choice in SPLIT_CHOICES if choice <= max(1, min(wanted, useful)))
+    config = Config.of(BLOCK_N=block, SPLITS=splits, num_warps=4, num_stages=2)
+    if not device.arch.is_amd:
+        return config.replace(num_stages=3)
+    config = config.replace(waves_per_eu=0, matrix_instr_nonkdim=16)
+    return config.replace(kpack=1) if device.arch.allows_kpack else config
+
+
+def decode_work(problem: AttentionDecodeProblem) -> Work:
+    """q K^T and P V for every query head; the seen K and V once, q in, the result out."""
+    kv_elements = 2 * problem.batch * problem.kv_heads * problem.seen * problem.head_dim
+    q_elements = problem.batch * problem.q_heads * problem.head_dim
+    return Work(
+        flops=4.0 * q_elements * problem.seen,
+        bytes=float((kv_elements + 2 * q_elements) * problem.itemsize),
+    )
+
+
+def _fused_work(problem: AttentionDecodeFusedProblem) -> Work:
+    """As decode; norm and RoPE are 10 flops per element of q and k, the new k and v are read once and written once."""
+    base = decode_work(problem)
+    q_elements = problem.batch * problem.q_heads * problem.head_dim
+    k_elements = problem.batch * problem.kv_heads * problem.head_dim
+    return Work(
+        flops=base.flops + 10.0 * (q_elements + k_elements),
+        bytes=base.bytes + 2.0 * k_elements * problem.itemsize,
+    )
+
+
+def _space(kernel: str, problem_type: type[Problem], work: Any) -> SearchSpace:
+    return SearchSpace(
+        kernel=kernel,
+        problem_type=problem_type,
+        choices=_choices,
+        constraints=CONSTRAINTS,
+        default=_default,
+        work=work,
+    )
+
+
+ATTENTION_DECODE = _space("attention_decode", AttentionDecodeProblem, decode_work)
+ATTENTION_DECODE_FUSED = _space("attention_decode_fused", AttentionDecodeFusedProblem, _fused_work)

@@ -18,3 +18,12 @@ def chunked_by_xcd(pid, num_programs, XCDS: tl.constexpr):
         return pid
     xcd = pid % XCDS
     return xcd * (num_programs // XCDS) + tl.minimum(xcd, num_programs % XCDS) + pid // XCDS
+
+
+@triton.jit
+def row_and_column(num_rows, num_columns, COLUMNS_FASTEST: tl.constexpr, XCDS: tl.constexpr):
+    """The (row, column) tile of this program in a one-dimensional grid of num_rows x num_columns programs."""
+    logical = chunked_by_xcd(tl.program_id(0), tl.num_programs(0), XCDS)
+    if COLUMNS_FASTEST:
+        return logical // num_columns, logical % num_columns
+    return logical % num_rows, logical // num_rows

@@ -16,7 +16,7 @@ _HOMES = {
     "router": "router:ROUTER",
     "moe_gate_up": "moe:MOE_GATE_UP",
     "moe_down": "moe:MOE_DOWN",
-    "moe_grouped": "moe:MOE_GROUPED",
+    "moe_grouped": "moe_grouped:MOE_GROUPED",
     "attention_decode": "attention:ATTENTION_DECODE",
     "attention_decode_fused": "attention:ATTENTION_DECODE_FUSED",
     "attention_prefill": "attention:ATTENTION_PREFILL",

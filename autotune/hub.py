@@ -1,0 +1,30 @@
+"""A model's `config.json` by its hub id, through transformers where that is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..search_spaces.model_spec import ModelError
+
+
+def hub_config(hub_id: str) -> Mapping[str, Any]:
+    """The parsed `config.json` of `hub_id` from transformers' cache or the hub; no model code is run.
+
+    Raises ModelError, one line, where transformers is missing or cannot find or read the file.
+    """
+    try:
+        from transformers import PretrainedConfig
+    except ImportError:
+        raise ModelError(
+            f"hub id {hub_id} needs transformers: pip install 'paiton[hf]', or give a path to its config.json"
+        ) from None
+    try:
+        # The file itself, not a configuration object: the class would run, and fill in defaults of its own.
+        config, _ = PretrainedConfig.get_config_dict(hub_id)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+        raise ModelError(f"hub id {hub_id} cannot be resolved: {reason}") from None
+    if not config:
+        raise ModelError(f"hub id {hub_id} cannot be resolved: it has no config.json")
+    return dict(config)

@@ -8,7 +8,7 @@ from typing import Any
 from ..search_spaces.model_spec import ModelError
 
 
-def hub_config(hub_id: str) -> Mapping[str, Any]:
+def resolve_hub(hub_id: str) -> Mapping[str, Any]:
     """The parsed `config.json` of `hub_id` from transformers' cache or the hub; no model code is run.
 
     Raises ModelError, one line, where transformers is missing or cannot find or read the file.

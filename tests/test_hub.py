@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from paiton.autotune.hub import hub_config
+from paiton.autotune.hub import resolve_hub
 from paiton.search_spaces.model_spec import ModelError
 
 
@@ -27,7 +27,7 @@ def _install(monkeypatch: pytest.MonkeyPatch, answer: Any) -> None:
 
 def test_the_file_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     _install(monkeypatch, {"model_type": "llama"})
-    assert hub_config("a/b") == {"model_type": "llama"}
+    assert resolve_hub("a/b") == {"model_type": "llama"}
 
 
 @pytest.mark.parametrize(
@@ -46,11 +46,11 @@ def test_what_cannot_be_resolved_is_one_line(
 ) -> None:
     _install(monkeypatch, answer)
     with pytest.raises(ModelError) as raised:
-        hub_config("a/b")
+        resolve_hub("a/b")
     assert str(raised.value) == message
 
 
 def test_without_transformers_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ModelError, match=r"pip install 'paiton\[hf\]'"):
-        hub_config("a/b")
+        resolve_hub("a/b")

@@ -7,13 +7,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .autotune.run import tune
+    from .autotune.tune import tune
     from .cache.store import ConfigStore
 
 __version__ = "0.1.0"
 __all__ = ["ConfigStore", "__version__", "tune"]
 
-_HOME_OF = {"ConfigStore": "cache.store", "tune": "autotune.run"}
+_HOME_OF = {"ConfigStore": "cache.store", "tune": "autotune.tune"}
 
 
 def __getattr__(name: str) -> Any:

@@ -141,7 +141,9 @@ def waves_per_simd(registers: Array, arch: Arch) -> Array:
     return np.minimum(arch.max_waves_per_simd, np.floor(arch.registers_per_lane / granted))
 
 
-def programs_per_unit(registers: Array, shared: Array, warps: Array, max_programs: float, arch: Arch) -> Array:
+def programs_per_unit(
+    registers: Array, shared: Array, warps: Array, max_programs: float, arch: Arch
+) -> Array:
     """Programs resident on one compute unit; 0 where registers or shared memory allow none."""
     by_registers = np.floor(4 * waves_per_simd(registers, arch) / warps)
     by_shared = np.floor(arch.shared_limit_bytes / np.maximum(shared, 1))

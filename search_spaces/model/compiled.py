@@ -66,7 +66,14 @@ def mfma_clk(facts: CompileFacts, device: Device) -> float:
 
 
 def _dtype_of(suffix: str) -> str:
-    for prefix, dtype in (("bf16", "bf16"), ("f16", "fp16"), ("fp8", "fp8"), ("bf8", "fp8"), ("f8", "fp8"), ("xf32", "tf32")):
+    for prefix, dtype in (
+        ("bf16", "bf16"),
+        ("f16", "fp16"),
+        ("fp8", "fp8"),
+        ("bf8", "fp8"),
+        ("f8", "fp8"),
+        ("xf32", "tf32"),
+    ):
         if suffix.startswith(prefix):
             return dtype
     return "fp32"
@@ -86,7 +93,12 @@ class Residency:
 
 
 def residency(
-    compiled: Compiled, registers: Array, shared: Array, warps: Array, device: Device, constants: ModelConstants
+    compiled: Compiled,
+    registers: Array,
+    shared: Array,
+    warps: Array,
+    device: Device,
+    constants: ModelConstants,
 ) -> Residency:
     """What fits on one compute unit. Estimated registers beyond the limit of a thread are taken as spilled."""
     limit = register_limit(warps, device.arch)

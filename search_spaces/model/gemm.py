@@ -7,7 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..chip import Device
-from .closed_form import Array, Columns, DotTile, column, dot_registers, shared_bytes, staged_registers, uses_wgmma
+from .closed_form import (
+    Array,
+    Columns,
+    DotTile,
+    column,
+    dot_registers,
+    shared_bytes,
+    staged_registers,
+    uses_wgmma,
+)
 from .compiled import Compiled, known_or, residency
 from .constants import ModelConstants, flop_per_clk
 from .physics import Loop, Timing, Traffic, kernel_timing
@@ -73,21 +82,9 @@ class GemmConfig:
     def tile(self, shape: GemmShape) -> DotTile:
         """The tl.dot of the main loop; swapped, the weights are the left operand."""
         swapped = self.is_swapped > 0
-        depth = self.block_k * np.where(swapped, 1.0, 1.0)
         rows = np.where(swapped, self.block_n, self.block_m)
         columns = np.where(swapped, self.block_m, self.block_n)
-        return DotTile(rows, columns, depth, self.warps, self.stages, shape.itemsize)
-
-
-@dataclass(frozen=True)
-class GemmWork:
-    """Loop and traffic of a GEMM before the grid and the residency are known."""
-
-    loop: Loop
-    traffic: Traffic
-    programs: Array
-    column_blocks: Array
-    blocks: Array
+        return DotTile(rows, columns, self.block_k, self.warps, self.stages, shape.itemsize)
 
 
 def gemm_timing(
@@ -98,6 +95,7 @@ def gemm_timing(
     constants: ModelConstants,
     *,
     launched: Array | None = None,
+    setup_us: Array | None = None,
     warm_bytes: float | None = None,
 ) -> Timing:
     """Time of one GEMM launch.
@@ -109,7 +107,9 @@ def gemm_timing(
     arch = device.arch
     w = shape.weights
     registers = dot_registers(tile, arch) + (w - 1) * (tile.accumulators / (arch.wave_size * tile.warps))
-    fit = residency(compiled, registers, gemm_shared_bytes(shape, config, device), config.warps, device, constants)
+    fit = residency(
+        compiled, registers, gemm_shared_bytes(shape, config, device), config.warps, device, constants
+    )
     blocks, active, useful = _rows(shape, config)
     column_blocks = np.ceil(shape.n / config.block_n)
     programs = blocks * column_blocks * config.split_k
@@ -138,6 +138,7 @@ def gemm_timing(
         segment_bytes=np.minimum(config.block_k, shape.k) * shape.itemsize,
         output_bytes=config.block_m * config.block_n * np.where(config.split_k > 1, 4, shape.output_itemsize),
         mma_efficiency=np.where(small, constants.small_mma_efficiency, constants.mma_efficiency), has_barrier=True,
+        setup_us=np.zeros(len(b)) if setup_us is None else setup_us,
     )  # fmt: skip
     unique = (
         active * shape.n * shape.k * w * shape.itemsize + shape.tokens * shape.k * shape.itemsize
@@ -202,7 +203,9 @@ def _iteration(
     staged = staged_registers(tile, device.arch)
     valu, loads = 10 + staged / 2, staged / 4
     lds = tile.warps * tile.wave_operand_bytes()
-    passes = np.where(compiled.mma_clk >= mma, np.maximum(np.round(compiled.mma_clk / np.maximum(mma, 1e-9)), 1), 1.0)
+    passes = np.where(
+        compiled.mma_clk >= mma, np.maximum(np.round(compiled.mma_clk / np.maximum(mma, 1e-9)), 1), 1.0
+    )
     counted = ~np.isnan(compiled.mma_clk)
     return (
         known_or(compiled.mma_clk / passes, mma),

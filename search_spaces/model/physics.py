@@ -46,6 +46,8 @@ class Loop:
     output_bytes: Array
     """Written by a program at its end."""
     mma_efficiency: Array
+    setup_us: Array
+    """Spent by a program before its loop, beyond the usual prologue."""
     has_barrier: bool
 
 
@@ -91,14 +93,20 @@ class _ProgramTime:
     share: Array
 
 
-def program_us(loop: Loop, resident: Array, units: Array, device: Device, constants: ModelConstants) -> _ProgramTime:
+def program_us(
+    loop: Loop, resident: Array, units: Array, device: Device, constants: ModelConstants
+) -> _ProgramTime:
     """Terms A3 and A4: time of a program when `resident` of them share a unit and `units` units work."""
     amd = device.arch.is_amd
     clk_per_us = constants.clk_ghz * 1e3
     loaded = loop.hbm_bytes + loop.last_level_bytes + loop.l2_bytes
     waves = np.ceil(loop.warps / 4)
     matrix = loop.mma_clk * waves / loop.mma_efficiency
-    issue = waves * (4.0 * (loop.valu + 4 * loop.loads + 2 * loop.spills) if amd else (loop.valu + 4 * loop.loads + 16 * loop.spills))
+    issue = waves * (
+        4.0 * (loop.valu + 4 * loop.loads + 2 * loop.spills)
+        if amd
+        else (loop.valu + 4 * loop.loads + 16 * loop.spills)
+    )
     lds = np.where(loop.lds_bytes > 0, (loop.lds_bytes + loaded) / constants.lds_bytes_per_clk, 0.0)
     l1 = loaded / constants.l1_bytes_per_clk
     sync = constants.sync_clk if loop.has_barrier else 0.0
@@ -121,7 +129,14 @@ def program_us(loop: Loop, resident: Array, units: Array, device: Device, consta
         [alone / clk_per_us, resident * shared * gap / clk_per_us, by_latency, by_share, exposed]
     )
     store = loop.output_bytes * resident / constants.l1_bytes_per_clk / clk_per_us
-    total = constants.prologue_us + latency + loop.iterations * iteration + constants.epilogue_us + store
+    total = (
+        constants.prologue_us
+        + loop.setup_us
+        + latency
+        + loop.iterations * iteration
+        + constants.epilogue_us
+        + store
+    )
     times = loop.iterations
     return _ProgramTime(
         total, times * resident * matrix / clk_per_us, times * resident * issue / clk_per_us,
@@ -150,7 +165,9 @@ def kernel_timing(
     has_last = rest > 1e-6
 
     def in_waves(part: str) -> Array:
-        return whole * np.asarray(getattr(full, part)) + np.where(has_last, np.asarray(getattr(last, part)), 0.0)
+        return whole * np.asarray(getattr(full, part)) + np.where(
+            has_last, np.asarray(getattr(last, part)), 0.0
+        )
 
     loop_us = in_waves("total")
     traffic_us = traffic_time_us(loop, traffic, device, constants)
@@ -186,7 +203,7 @@ def stream_timing(
     loop = Loop(
         programs=programs * ones, iterations=ones, warps=4 * ones, hbm_bytes=0 * ones, last_level_bytes=bytes_each,
         l2_bytes=0 * ones, mma_clk=0 * ones, valu=20 * ones, loads=4 * ones, spills=0 * ones, lds_bytes=0 * ones,
-        depth=ones, latency_ns=constants.last_level_ns * ones, segment_bytes=512 * ones, output_bytes=0 * ones, mma_efficiency=ones, has_barrier=False,
+        depth=ones, latency_ns=constants.last_level_ns * ones, segment_bytes=512 * ones, output_bytes=0 * ones, mma_efficiency=ones, setup_us=0 * ones, has_barrier=False,
     )  # fmt: skip
     traffic = Traffic(hbm=0 * ones, last_level=bytes_each * programs, l2=bytes_each * programs)
     return kernel_timing(loop, traffic, 8 * ones, programs * ones, device, constants)
@@ -195,4 +212,6 @@ def stream_timing(
 def chosen(mask: Array, yes: Timing, no: Timing) -> Timing:
     """Per config one of two timings."""
     where = np.asarray(mask, np.bool_)
-    return Timing(*(np.where(where, getattr(yes, each.name), getattr(no, each.name)) for each in fields(Timing)))
+    return Timing(
+        *(np.where(where, getattr(yes, each.name), getattr(no, each.name)) for each in fields(Timing))
+    )

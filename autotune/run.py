@@ -17,6 +17,7 @@ from ..search_spaces.arch import Device
 from ..search_spaces.config import Config, Value
 from ..search_spaces.problem import Problem
 from ..search_spaces.space import EmptySpace
+from .answers import tile
 from .cell import CellResult, CellTask, tune_cell
 from .objective import Evaluation, Objective
 from .progress import Progress
@@ -119,7 +120,7 @@ class Tuner:
         cell = cell_of(problem, self._device, spec)
         self._progress.start_cell(problem, self._settings.trials)
         history = self._history(cell, problem) if self._settings.resume else {}
-        known = self._finished(cell, len(history))
+        known = self._finished(cell, problem, spec, len(history))
         if known is not None:
             summary.cells_known += 1
             note = "known"
@@ -162,7 +163,7 @@ class Tuner:
         recalled = [self._objective.recall(problem, row) for row in rows]
         return {each.config: each for each in recalled if each is not None}
 
-    def _finished(self, cell: Cell, tried: int) -> TunedRow | None:
+    def _finished(self, cell: Cell, problem: Problem, spec: KernelSpec, tried: int) -> TunedRow | None:
         """The stored answer, if it rests on as many trials as asked for (or on the whole space) and on this model."""
         if not self._settings.resume:
             return None
@@ -170,8 +171,11 @@ class Tuner:
         if row is None or row.label < self._objective.label:
             return None
         same = row.env.triton_key == self._env.triton_key and row.model_version == self._objective.model_version
-        needed = min(self._settings.trials, row.feasible_count or self._settings.trials)
-        return row if same and tried >= needed else None
+        if not same:
+            return None
+        if tried >= self._settings.trials:
+            return row
+        return row if tried >= len(spec.space.enumerate(problem, self._device)) else None
 
     def _record(self, run: RunId, cell: Cell, fresh: Sequence[Evaluation], summary: RunSummary) -> None:
         worst = max((each.value for each in fresh if each.value is not None), default=1.0)
@@ -195,7 +199,7 @@ class Tuner:
         summary.trials += len(rows)
         summary.states.update(each.state.value for each in fresh)
         best = min((each for each in fresh if each.value is not None), key=lambda each: each.value or 0, default=None)
-        self._progress.count_trials(len(rows), _tile(best.config) if best else "-")
+        self._progress.count_trials(len(rows), tile(best.config) if best else "-")
 
     def _answer(self, cell: Cell, result: CellResult) -> TunedRow | None:
         """Store the answer; None when nothing tried could run."""
@@ -210,7 +214,7 @@ class Tuner:
         common = {
             "cell": cell, "label": self._objective.label, "env": self._env, "shortlist": shortlist,
             "model_version": self._objective.model_version, "compute_units": self._device.compute_units,
-            "facts_json": best.facts.json() if best.facts else None, "feasible_count": result.feasible_count,
+            "facts_json": best.facts.json() if best.facts else None,
         }  # fmt: skip
         if self._objective.label is Label.MEASURED:
             row = measured_row(common, best, default_value)
@@ -225,7 +229,7 @@ class Tuner:
         if row is None:
             states = Counter(each.state.value for each in result.evaluations)
             return "no config ran: " + ", ".join(f"{count} {state}" for state, count in states.most_common())
-        config = _tile(Config.from_json(row.config_json)) if row.config_json else "the default"
+        config = tile(Config.from_json(row.config_json)) if row.config_json else "the default"
         return f"{config}, {len(result.evaluations)} of {result.feasible_count} configs tried"
 
 
@@ -258,10 +262,3 @@ def cell_of(problem: Problem, device: Device, spec: KernelSpec) -> Cell:
 def _shape(problem: Problem) -> str:
     return f"{problem.kernel}|{problem.signature}|{problem.dtype}"
 
-
-def _tile(config: Config) -> str:
-    """The part of a config that a person wants to see first: `16x64x256 4 warps`."""
-    blocks = [str(config[name]) for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K", "BLOCK_H", "BLOCK_T") if name in config]
-    form = f"{config['FORM']} " if "FORM" in config else ""
-    split = "".join(f" {name.lower()} {config[name]}" for name in ("SPLIT_K", "SPLITS") if config.get(name, 1) != 1)
-    return f"{form}{'x'.join(blocks)} {config['num_warps']} warps{split}"

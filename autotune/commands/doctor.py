@@ -1,0 +1,133 @@
+"""`autotune doctor`: is this installation sound, and are its answers usable?"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from .options import database_option, database_path_of, json_option
+
+KNOWN_VARIABLES = ("PAITON_DB", "PAITON_LOG", "PAITON_TEST_GPU", "PAITON_PEER_CONFIGS")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check: what was looked at, whether it is sound, and what was found."""
+
+    check: str
+    is_sound: bool
+    text: str
+
+
+@click.command(short_help="Check the installation and the database.")
+@click.option("--compile", "compiles", is_flag=True, help="Compile every stored answer again and check that it fits its chip.")
+@click.option("--jobs", type=click.IntRange(1), default=None, help="Compile workers. [default: the CPUs of this machine]")
+@database_option
+@json_option
+def doctor(compiles: bool, jobs: int | None, database: str | None, as_json: bool) -> int:
+    """Check packages, compilers, GPU, environment variables and the database. Exit status 1 when something is wrong.
+
+    \b
+    Examples:
+      autotune doctor
+      autotune doctor --compile
+    """
+    findings: list[Finding] = []
+    path = database_path_of(database)
+    for finding in _findings(path):
+        findings.append(finding)
+        if not as_json:
+            _say(finding)
+    if compiles and path.exists():
+        from ..recheck import recheck
+
+        finding = recheck(path, jobs or len(os.sched_getaffinity(0)))
+        findings.append(Finding("stored answers compile", *finding))
+        if not as_json:
+            _say(findings[-1])
+    if as_json:
+        import dataclasses
+        import json
+
+        click.echo(json.dumps([dataclasses.asdict(finding) for finding in findings]))
+    return 0 if all(finding.is_sound for finding in findings) else 1
+
+
+def _say(finding: Finding) -> None:
+    mark = click.style("ok   ", fg="green") if finding.is_sound else click.style("FAULT", fg="red")
+    click.echo(f"{mark} {finding.check}: {finding.text}")
+
+
+def _findings(path: Path) -> Iterator[Finding]:
+    yield from _packages()
+    yield _compilers()
+    yield _gpu()
+    yield from _variables(os.environ)
+    yield _database(path)
+
+
+def _packages() -> Iterator[Finding]:
+    from ... import __version__
+    from ..environment import installed_version
+
+    yield Finding("paiton", True, __version__)
+    for package, lowest in (("torch", (2, 11)), ("triton", (3, 6)), ("optuna", (5, 0)), ("sqlalchemy", (2, 0))):
+        found = installed_version(package)
+        wanted = ".".join(map(str, lowest))
+        is_sound = bool(found) and tuple(int(part) for part in found.split(".")[:2]) >= lowest
+        yield Finding(package, is_sound, f"{found or 'not installed'} (needs {wanted} or newer)")
+
+
+def _compilers() -> Finding:
+    from triton.backends import backends
+
+    names = sorted(backends)
+    missing = {"amd", "nvidia"} - set(names)
+    text = f"Triton can compile for {', '.join(names)}"
+    if missing:
+        return Finding("compilers", False, f"{text}; missing: {', '.join(sorted(missing))}")
+    return Finding("compilers", True, text)
+
+
+def _gpu() -> Finding:
+    from ..local_gpu import find_local_gpu
+
+    gpu = find_local_gpu()
+    if gpu is None:
+        return Finding("gpu", True, "none of the catalogue: runs are estimated, not measured")
+    return Finding("gpu", True, f"{gpu.name} ({gpu.arch_text}): runs for {gpu.device.name} are measured")
+
+
+def _variables(environ: os._Environ[str]) -> Iterator[Finding]:
+    for name in sorted(environ):
+        if name.startswith("PAITON_") and name not in KNOWN_VARIABLES:
+            near = difflib.get_close_matches(name, KNOWN_VARIABLES, 1)
+            hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(KNOWN_VARIABLES)}"
+            yield Finding("environment", False, f"{name} is set but means nothing{hint}")
+    if environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
+        yield Finding("environment", False, "TRITON_INTERPRET is set: kernels would run in Triton's interpreter, not on the GPU")
+
+
+def _database(path: Path) -> Finding:
+    from collections import Counter
+
+    from ...cache.errors import StoreError
+    from ...cache.store import ConfigStore
+
+    if not path.exists():
+        return Finding("database", True, f"{path} does not exist yet; the first run makes it")
+    try:
+        with ConfigStore.open(path, read_only=True) as store:
+            rows = store.tuned()
+            unfinished = sum(1 for run in store.runs() if run.status.value == "running")
+    except StoreError as error:
+        return Finding("database", False, str(error))
+    labels = Counter(row.label.name.lower() for row in rows)
+    text = ", ".join(f"{count} {label}" for label, count in labels.items()) or "no answers"
+    killed = f"; {unfinished} runs never ended (killed, or still going)" if unfinished else ""
+    return Finding("database", True, f"{path}: {text}{killed}")

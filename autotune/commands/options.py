@@ -1,0 +1,95 @@
+"""Options that several commands share, and the checks of their values."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from ...search_spaces.arch import Device
+    from ...search_spaces.model_spec import ModelSpec
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(s|m|h)?")
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def database_option(function: F) -> F:
+    """`--db PATH`."""
+    return click.option(
+        "--db", "database", metavar="PATH", default=None,
+        help="Database file. Default: $PAITON_DB, else ~/.local/share/paiton/paiton.db.",
+    )(function)  # fmt: skip
+
+
+def json_option(function: F) -> F:
+    """`--json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")(function)
+
+
+class IntegerList(click.ParamType):
+    """Comma-separated positive integers: `1,2,4`."""
+
+    name = "N,N,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """Text to a tuple, each number once, ascending."""
+        if isinstance(value, tuple):
+            return value
+        numbers = []
+        for part in str(value).split(","):
+            if not re.fullmatch(r"[1-9]\d{0,8}", part.strip()):
+                self.fail(f"{part.strip()!r} in {value!r} is not a positive integer; expected e.g. 1,2,4", param, ctx)
+            numbers.append(int(part))
+        return tuple(sorted(set(numbers)))
+
+
+class Duration(click.ParamType):
+    """A time such as `90s`, `10m` or `1.5h`; a bare number is seconds."""
+
+    name = "TIME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Text to seconds."""
+        if isinstance(value, float):
+            return value
+        found = _DURATION.fullmatch(str(value).strip())
+        if found is None or float(found.group(1)) <= 0:
+            self.fail(f"{value!r} is not a time; expected e.g. 90s, 10m or 1.5h", param, ctx)
+        return float(found.group(1)) * _SECONDS[found.group(2) or "s"]
+
+
+def database_path_of(database: str | None) -> Path:
+    """The database that a command means."""
+    from ...cache.location import database_path
+
+    return database_path(database, os.environ)
+
+
+def device_of(arch: str, device: str | None) -> Device:
+    """The device that `--arch` and `--device` name. Raises a usage error."""
+    from ...search_spaces.arch import UnknownArch, UnknownDevice, resolve
+
+    try:
+        return resolve(arch, device)
+    except (UnknownArch, UnknownDevice) as error:
+        hint = "--device" if isinstance(error, UnknownDevice) and device else "--arch"
+        raise click.BadParameter(str(error), param_hint=hint) from None
+
+
+def model_of(text: str) -> ModelSpec:
+    """The model that `--model` names. Raises a usage error."""
+    from ...search_spaces.load_model import load_model
+    from ...search_spaces.model_spec import ModelError
+    from ..hub import resolve_hub
+
+    try:
+        return load_model(text, resolve_hub=resolve_hub)
+    except ModelError as error:
+        raise click.BadParameter(str(error), param_hint="--model") from None

@@ -1,0 +1,143 @@
+"""`autotune run`: tune."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .options import Duration, IntegerList, database_option, database_path_of, json_option
+
+if TYPE_CHECKING:
+    from ..tune import TuneRequest
+
+
+@click.command(short_help="Tune a model's kernels for a GPU and store the answers.")
+@click.option("--arch", help="GPU to tune for: gfx942, sm_90, MI325X, ... Default: the GPU of this machine.")
+@click.option("--device", help="Product where an architecture has several: gfx942 alone means MI300X.")
+@click.option("--model", required=True, help="Built-in name, path of a config.json or its folder, or a hub id.")
+@click.option("--kernel", "kernels", multiple=True, metavar="NAME", help="Only this kernel; repeat for more.")
+@click.option("--batch-sizes", type=IntegerList(), default=None, help="Decode batch sizes. [default: 1,2,4,8,16,24,32,64,128,256]")
+@click.option("--prefill-lengths", type=IntegerList(), default=None, help="Prompt lengths. [default: 512,1024,2048,4096,8192]")
+@click.option("--context", type=click.IntRange(1), default=4096, show_default=True, help="Cached tokens per sequence in decode.")
+@click.option("--dtype", default="bf16", show_default=True, help="Element type: bf16, fp16 or fp32.")
+@click.option("--tp", type=click.IntRange(1), default=1, show_default=True, help="Tensor-parallel degree: tune one rank's shard.")
+@click.option("--trials", type=click.IntRange(1), default=None, help="Configs to try per cell. [default: 24 estimated, 80 measured]")
+@click.option("--budget", type=Duration(), default=None, help="Time for the whole run, such as 10m; cells share it.")
+@click.option("--jobs", type=click.IntRange(1), default=None, help="Compile workers. [default: the CPUs of this machine]")
+@click.option("--timeout", type=Duration(), default=30.0, help="Limit for one compile.  [default: 30s]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same answer.")
+@click.option("--resume/--no-resume", default=True, show_default=True, help="Take up the trials of earlier runs.")
+@click.option("--estimate", is_flag=True, help="Estimate even where the GPU is present.")
+@click.option("--space", "space_file", metavar="FILE", help="JSON file with more values for some parameters.")
+@click.option("--dry-run", is_flag=True, help="Say what would be tuned and stop.")
+@database_option
+@json_option
+def run(**options: Any) -> int:
+    """Tune every kernel of a model for a GPU, batch size by batch size, and store the best configs.
+
+    On a machine with that GPU candidates are measured. Elsewhere they are compiled ahead of time for it by Triton's own
+    compiler, checked against the chip's limits and ranked by a static model; the answers are labelled `estimated`.
+    A run that was stopped goes on where it was: every finished trial is in the database.
+
+    \b
+    Examples:
+      autotune run --arch gfx942 --model Qwen3-30B-A3B
+      autotune run --arch gfx942 --device MI325X --model ./config.json --tp 2 --budget 10m
+      autotune run --arch sm_90 --model Qwen3-32B --kernel linear --batch-sizes 1,8
+    """
+    from ..report_run import print_dry_run, print_json, print_summary
+    from ..tune import tune
+
+    request = _request(options)
+    if options["dry_run"]:
+        print_dry_run(request, as_json=options["as_json"])
+        return 0
+    progress = _progress(options["as_json"])
+    with progress as shown:
+        outcome = tune(request, shown)
+    if options["as_json"]:
+        print_json(outcome)
+    else:
+        print_summary(outcome)
+    if outcome.summary.was_interrupted:
+        return 130
+    return 1 if outcome.summary.cells_failed else 0
+
+
+def _request(options: dict[str, Any]) -> TuneRequest:
+    from ...search_spaces.model_spec import ModelError
+    from ...search_spaces.registry import UnknownKernel
+    from ...search_spaces.workload import DECODE_BATCH_SIZES, PREFILL_LENGTHS, WorkloadError, problems
+    from ..space_file import SpaceFileError, read_space_file
+    from ..tune import TuneRequest
+    from .options import model_of
+
+    try:
+        extra = read_space_file(Path(options["space_file"])) if options["space_file"] else {}
+    except SpaceFileError as error:
+        raise click.BadParameter(str(error), param_hint="--space") from None
+    model = model_of(options["model"])
+    device, is_present = _target(options["arch"], options["device"])
+    measures = is_present and not options["estimate"]
+    # Batch sizes alone ask for decode alone, prompt lengths alone for prefill alone.
+    batches, lengths = options["batch_sizes"], options["prefill_lengths"]
+    nothing_named = batches is None and lengths is None
+    try:
+        items = problems(
+            model,
+            batch_sizes=DECODE_BATCH_SIZES if nothing_named else batches or (),
+            prefill_lengths=PREFILL_LENGTHS if nothing_named else lengths or (),
+            dtype=options["dtype"],
+            tp=options["tp"],
+            context=options["context"],
+            kernels=options["kernels"] or None,
+        )
+    except (WorkloadError, ModelError, UnknownKernel) as error:
+        raise click.UsageError(str(error)) from None
+    return TuneRequest(
+        device=device,
+        model=model.name,
+        items=items,
+        measures=measures,
+        trials=options["trials"] or (80 if measures else 24),
+        budget_s=options["budget"],
+        jobs=options["jobs"] or len(os.sched_getaffinity(0)),
+        timeout_s=options["timeout"],
+        seed=options["seed"],
+        resume=options["resume"],
+        database=database_path_of(options["database"]),
+        extra_choices=extra,
+    )
+
+
+def _target(arch: str | None, product: str | None) -> tuple[Any, bool]:
+    """The device to tune for, and whether this machine has it."""
+    from ..local_gpu import find_local_gpu
+    from .options import device_of
+
+    if arch is None and product is not None:
+        arch = product
+    local = find_local_gpu()
+    if arch is None:
+        if local is None:
+            raise click.UsageError(
+                "this machine has no GPU that torch can see: name the one to tune for, for example --arch gfx942 "
+                "(`autotune archs` lists them)"
+            )
+        return local.device, True
+    device = device_of(arch, product)
+    return device, local is not None and local.device == device
+
+
+def _progress(as_json: bool) -> Any:
+    import contextlib
+
+    from ..progress import PlainProgress, RichProgress
+
+    if sys.stderr.isatty() and not as_json:
+        return RichProgress()
+    return contextlib.nullcontext(PlainProgress(sys.stderr))

@@ -1,0 +1,138 @@
+"""What `autotune run` prints when it ends: a table per kernel and shape, what it cost, where the answers are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from ..cache.errors import shown
+from ..cache.rows import Label, TunedRow
+from ..search_spaces.config import Config
+from ..search_spaces.workload import WorkItem
+from .answers import batch_ranges, gain, label_word, tile
+from .progress import duration
+from .tune import TuneOutcome, TuneRequest
+
+
+def print_summary(outcome: TuneOutcome) -> None:
+    """The table and the facts around it, on standard output."""
+    request, summary = outcome.request, outcome.summary
+    console = Console(width=None if Console().is_terminal else 150)
+    if summary.rows:
+        console.print(_table(outcome))
+    console.print(_honesty(request, summary.rows), highlight=False)
+    for line in _facts(outcome):
+        console.print(line, highlight=False, markup=False)
+    for failure in summary.cells_failed[:10]:
+        console.print(f"failed: {failure}", highlight=False, markup=False)
+    if summary.was_interrupted or summary.cells_left:
+        why = "Interrupted" if summary.was_interrupted else "The budget is used up"
+        console.print(
+            f"{why}: {summary.cells_left} of {len(request.items)} cells are left. The same command goes on from here.",
+            highlight=False,
+        )
+
+
+def _table(outcome: TuneOutcome) -> Table:
+    request = outcome.request
+    caption = f"{request.model} on {request.device.name} ({request.device.arch.name}), {request.items[0].problem.dtype}"
+    table = Table(title=caption, title_justify="left", box=None, pad_edge=False)
+    for heading in ("kernel", "problem", "tokens", "best at the smallest", "best at the largest", "configs", "against the default"):
+        table.add_column(heading, overflow="fold")
+    shapes: dict[tuple[str, str], list[TunedRow]] = {}
+    for row in outcome.summary.rows:
+        shapes.setdefault((row.cell.kernel, row.cell.signature), []).append(row)
+    for (kernel, signature), rows in shapes.items():
+        rows.sort(key=lambda row: row.cell.batch)
+        gains = [value for value in map(gain, rows) if value is not None]
+        spread = f"{min(gains):.2f}x to {max(gains):.2f}x" if gains else "-"
+        table.add_row(
+            kernel, signature.replace(",", " "), batch_ranges([row.cell.batch for row in rows]), _best(rows[0]), _best(rows[-1]),
+            str(len({row.config_json for row in rows})), f"{label_word(rows)} {spread}",
+        )  # fmt: skip
+    return table
+
+
+def _best(row: TunedRow) -> str:
+    return tile(Config.from_json(row.config_json)) if row.config_json else "the default"
+
+
+def _honesty(request: TuneRequest, rows: Sequence[TunedRow]) -> str:
+    if any(row.label is Label.MEASURED for row in rows):
+        return f"[bold]measured[/] on this machine's {request.device.name}, each candidate checked against its reference first."
+    return (
+        "[bold]estimated[/]: compiled for the target by Triton's own compiler and ranked by a static model, not run on a GPU. "
+        "Speeds are relative scores of that model; measure before you quote them."
+    )
+
+
+def _facts(outcome: TuneOutcome) -> list[str]:
+    summary, compiles = outcome.summary, outcome.compiles
+    states = ", ".join(f"{count} {state}" for state, count in summary.states.most_common())
+    lines = [
+        f"{len(summary.rows)} cells answered ({summary.cells_tuned} tuned, {summary.cells_known} known before), "
+        f"{summary.trials} new trials ({states or 'none'}) in {duration(summary.seconds)}."
+    ]
+    if compiles.asked:
+        share = 100 * compiles.hits / compiles.asked
+        lines.append(
+            f"{compiles.compiled} binaries compiled in {compiles.seconds:.0f} CPU-s; {compiles.hits} of {compiles.asked} "
+            f"asked for were known already ({share:.0f} %)."
+        )
+    path = shown(outcome.request.database)
+    lines.append(f"Database: {path}. Every answer: autotune show; why one was chosen: autotune explain.")
+    return lines
+
+
+def print_json(outcome: TuneOutcome) -> None:
+    """The summary as one JSON object."""
+    summary, compiles = outcome.summary, outcome.compiles
+    print(
+        json.dumps(
+            {
+                "device": outcome.request.device.name,
+                "arch": outcome.request.device.arch.name,
+                "model": outcome.request.model,
+                "database": str(outcome.request.database),
+                "cells": len(outcome.request.items),
+                "cells_tuned": summary.cells_tuned,
+                "cells_known": summary.cells_known,
+                "cells_left": summary.cells_left,
+                "cells_failed": summary.cells_failed,
+                "trials": summary.trials,
+                "states": dict(summary.states),
+                "seconds": round(summary.seconds, 3),
+                "compiles": {
+                    "asked": compiles.asked, "hits": compiles.hits, "compiled": compiles.compiled,
+                    "seconds": round(compiles.seconds, 3), "failures": compiles.failures,
+                },
+                "was_interrupted": summary.was_interrupted,
+            }
+        )
+    )  # fmt: skip
+
+
+def print_dry_run(request: TuneRequest, *, as_json: bool) -> None:
+    """What a run would do."""
+    problems = [item.problem for item in request.items]
+    if as_json:
+        fields = [{"kernel": p.kernel, "signature": p.signature, "dtype": p.dtype, "batch": p.batch} for p in problems]
+        print(json.dumps({"device": request.device.name, "trials_per_cell": request.trials, "cells": fields}))
+        return
+    table = Table("kernel", "problem", "tokens", box=None, pad_edge=False)
+    shapes: dict[tuple[str, str], list[WorkItem]] = {}
+    for item in request.items:
+        shapes.setdefault((item.problem.kernel, item.problem.signature), []).append(item)
+    for (kernel, signature), items in shapes.items():
+        table.add_row(kernel, signature.replace(",", " "), batch_ranges([item.problem.batch for item in items]))
+    console = Console(width=None if Console().is_terminal else 150)
+    console.print(table)
+    how = "measured here" if request.measures else "compiled ahead of time and estimated"
+    console.print(
+        f"{request.model} for {request.device.name}: {len(problems)} cells, at most {request.trials} trials each, {how}. "
+        f"Nothing was tuned (dry run). Database: {shown(request.database)}",
+        highlight=False,
+    )

@@ -2,12 +2,14 @@
 
     out[b, h] = softmax(scale * q[b, h] K[b, h // G]^T) V[b, h // G],   G = q_heads / kv_heads
 
-over the last `min(lengths[b], window)` cached tokens (window 0: all). One program works for one (split, kv head,
-sequence): the G query heads that share a kv head are the rows of one tile, padded to 16 for the matrix unit, so K and V
-are read once. Flash decoding: Dao et al., https://crfm.stanford.edu/2023/10/12/flashdecoding.html.
+over the last `min(lengths[b], window)` cached tokens (window 0: all). One program works for one (split, kv
+head, sequence): the G query heads that share a kv head are the rows of one tile, padded to 16 for the matrix
+unit, so K and V are read once. Flash decoding: Dao et al.,
+https://crfm.stanford.edu/2023/10/12/flashdecoding.html.
 
-With more than one split the parts are combined by a second small kernel, in the order of the splits: deterministic,
-without counters that would have to be zero and without relying on coherence between the L2s of an AMD GPU.
+With more than one split the parts are combined by a second small kernel, in the order of the splits:
+deterministic, without counters that would have to be zero and without relying on coherence between the L2s of
+an AMD GPU.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ _COMBINE_WARPS = 4
 
 @triton.jit
 def split_range(length, first, BLOCK_N: tl.constexpr):
-    """The cached tokens [begin, end) of this program's split: equal runs of whole blocks, late splits may be empty."""
+    """The cached tokens [begin, end) of this split: equal runs of whole blocks, late splits may be empty."""
     blocks = tl.cdiv(tl.maximum(length - first, 0), BLOCK_N)
     run = tl.cdiv(blocks, tl.num_programs(0)) * BLOCK_N
     begin = first + tl.program_id(0) * run
@@ -40,10 +42,10 @@ def attend_range(
     q, k_ptr, v_ptr, k_stride, v_stride, begin, end, peak, total, acc, scale_log2,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Online softmax of q [rows, BLOCK_D] over cached tokens begin..end; peak and total [rows], acc [rows, BLOCK_D].
+    """Online softmax of q [rows, BLOCK_D] over cached tokens begin..end; peak, total [rows], acc like q.
 
-    The pointers stand at token 0 of one sequence and kv head. They advance as scalars, and the offsets inside a block
-    stay 32-bit: the form that AMD's buffer loads want.
+    The pointers stand at token 0 of one sequence and kv head. They advance as scalars, and the offsets inside
+    a block stay 32-bit: the form that AMD's buffer loads want.
     """
     k_ptr += begin.to(tl.int64) * k_stride
     v_ptr += begin.to(tl.int64) * v_stride
@@ -74,12 +76,13 @@ def attend_range(
 @triton.jit
 def store_split(
     out_ptr, part_ptr, part_lse_ptr, peak, total, acc,
-    Q_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
-    IS_SPLIT: tl.constexpr,
+    Q_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr, IS_SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """Store this program's heads: to out [B, Hq, D], or normalised to part [B, Hq, SPLITS, D] with log2 of the total.
+    """Store this program's heads to out [B, Hq, D], or to part [B, Hq, SPLITS, D].
 
-    A sequence of length 0 gives zeros; an empty split gives zeros and -inf.
+    Parts are normalised, and part_lse holds log2 of their totals. A sequence of length 0 gives zeros; an empty
+    split gives zeros and -inf.
     """
     rows = tl.arange(0, BLOCK_M)
     cols = tl.arange(0, BLOCK_D)
@@ -152,7 +155,7 @@ def _combine_splits_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
-    """One program per query head and sequence: out = sum of 2^(lse_s - max) part_s / sum of 2^(lse_s - max)."""
+    """One program per query head and sequence: the mean of the parts, weighted by 2^(lse - max lse)."""
     head = tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0)
     split = tl.arange(0, BLOCK_S)
     cols = tl.arange(0, BLOCK_D)
@@ -185,7 +188,7 @@ def combine_launch(parts: tuple[torch.Tensor, torch.Tensor], out: torch.Tensor, 
 
 
 def split_parts(out: torch.Tensor, splits: int) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
-    """Workspace of a split launch: fp32 values [B, Hq, SPLITS, D] and log2 totals [B, Hq, SPLITS]; none for one split."""
+    """Workspace: fp32 values [B, Hq, SPLITS, D] and log2 totals [B, Hq, SPLITS]; none for one split."""
     if splits == 1:
         return None, None
     batch, q_heads, head_dim = out.shape
@@ -222,9 +225,9 @@ def plan_attention_decode(
 ) -> Plan:
     """Launches of decode attention.
 
-    q [B, Hq, D], caches [B, Hkv, S, D] of q's dtype, any strides but a unit stride over D; lengths [B] int32, tokens to
-    attend in each sequence (cached, the current one included; more than S counts as S). Output [B, Hq, D]. Raises
-    ValueError for other shapes, dtypes or strides.
+    q [B, Hq, D], caches [B, Hkv, S, D] of q's dtype, any strides but a unit stride over D; lengths [B] int32,
+    tokens to attend in each sequence (cached, the current one included; more than S counts as S). Output [B,
+    Hq, D]. Raises ValueError for other shapes, dtypes or strides.
     """
     check_heads("q", q)
     check_caches(q, k_cache, v_cache)
@@ -238,8 +241,8 @@ def plan_attention_decode(
         fn=_attention_decode_kernel,
         grid=(splits, kv_heads, batch),
         args={
-            "q_ptr": q, "k_cache_ptr": k_cache, "v_cache_ptr": v_cache, "lengths_ptr": lengths, "out_ptr": out,
-            "part_ptr": parts[0], "part_lse_ptr": parts[1],
+            "q_ptr": q, "k_cache_ptr": k_cache, "v_cache_ptr": v_cache, "lengths_ptr": lengths,
+            "out_ptr": out, "part_ptr": parts[0], "part_lse_ptr": parts[1],
             **row_strides("q", q, "batch", "head"),
             **row_strides("k", k_cache, "batch", "head", "token"),
             **row_strides("v", v_cache, "batch", "head", "token"),
@@ -278,7 +281,7 @@ def attention_decode_reference(
     scale: float,
     window: int,
 ) -> tuple[torch.Tensor]:
-    """The formula in fp32, one sequence at a time, which bounds the memory of large caches. Output in q's dtype."""
+    """The formula in fp32, one sequence at a time to bound the memory; output in q's dtype."""
     batch, q_heads, head_dim = q.shape
     kv_heads = k_cache.shape[1]
     out = torch.zeros(batch, q_heads, head_dim, dtype=torch.float32, device=q.device)

@@ -8,7 +8,7 @@ _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def check_heads(name: str, tensor: torch.Tensor) -> None:
-    """[rows, heads, head_dim], a float dtype we have kernels for, unit stride over head_dim. Raises ValueError."""
+    """[rows, heads, head_dim] of a dtype we have kernels for, unit stride over it. Raises ValueError."""
     if tensor.dim() != 3:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected [rows, heads, head_dim]")
     if tensor.dtype not in _DTYPES:
@@ -26,7 +26,7 @@ def check_like(name: str, tensor: torch.Tensor, shape: tuple[int, ...], dtype: t
 
 
 def check_caches(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor) -> None:
-    """Both caches [B, Hkv, S, D] with q's batch, head_dim and dtype, Hkv a divisor of q's heads. Raises ValueError."""
+    """Caches [B, Hkv, S, D] with q's batch, head_dim, dtype; Hkv divides q's heads. Raises ValueError."""
     if k_cache.dim() != 4:
         raise ValueError(
             f"k_cache has shape {tuple(k_cache.shape)}, expected [batch, kv_heads, tokens, head_dim]"
@@ -52,8 +52,8 @@ def check_lengths(lengths: torch.Tensor, batch: int) -> None:
 def row_strides(name: str, tensor: torch.Tensor, *axes: str) -> dict[str, int]:
     """`{name}_{axis}_stride` in elements for the leading axes.
 
-    An axis of length 1 gets stride 0, whatever torch made up for it: it is never stepped over, and an accidental 1 or odd
-    number would make Triton compile another binary.
+    An axis of length 1 gets stride 0, whatever torch made up for it: it is never stepped over, and an
+    accidental 1 or odd number would make Triton compile another binary.
     """
     return {
         f"{name}_{axis}_stride": tensor.stride(position) if tensor.shape[position] > 1 else 0

@@ -1,4 +1,4 @@
-"""Attention problems, and the search spaces of decode attention: one new token per sequence against a KV cache."""
+"""Attention problems, and the search spaces of decode attention: one query per sequence, a KV cache."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ VECTOR_BYTES = 16
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionProblem(Problem):
-    """What decode and prefill share: grouped query heads, and the sliding window (0 = every earlier token is seen)."""
+    """What decode and prefill share: grouped query heads; the sliding window (0 = all earlier tokens)."""
 
     q_heads: int
     kv_heads: int
@@ -52,7 +52,7 @@ class AttentionProblem(Problem):
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionDecodeProblem(AttentionProblem):
-    """`batch` sequences, one query token each, which sees `context` tokens, itself included, or the last `window`."""
+    """`batch` sequences, one query each; it sees `context` tokens with itself, or the last `window`."""
 
     context: int
 
@@ -74,7 +74,7 @@ class AttentionDecodeProblem(AttentionProblem):
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionDecodeFusedProblem(AttentionDecodeProblem):
-    """Decode attention with RoPE, KV write and (qk_norm = 1) RMSNorm of each q and k head inside the kernel."""
+    """Decode attention with RoPE, KV write and (qk_norm = 1) RMSNorm of each q and k head inside."""
 
     qk_norm: int
 
@@ -157,7 +157,7 @@ CONSTRAINTS = (
 
 
 def _default(problem: AttentionDecodeProblem, device: Device) -> Config:
-    """Blocks of 64 tokens; as many splits as give every compute unit one program, each with at least two blocks."""
+    """Blocks of 64 tokens; splits for one program per compute unit, each with two blocks or more."""
     block = 64
     while block > BLOCK_N_CHOICES[0] and block >= 2 * problem.seen:
         block //= 2
@@ -182,7 +182,7 @@ def decode_work(problem: AttentionDecodeProblem) -> Work:
 
 
 def _fused_work(problem: AttentionDecodeFusedProblem) -> Work:
-    """As decode; norm and RoPE are 10 flops per element of q and k, the new k and v are read once and written once."""
+    """As decode; norm and RoPE are 10 flops an element of q and k; new k and v are read and written once."""
     base = decode_work(problem)
     q_elements = problem.batch * problem.q_heads * problem.head_dim
     k_elements = problem.batch * problem.kv_heads * problem.head_dim

@@ -1,8 +1,8 @@
 """bf16 in Triton's interpreter, as the hardware has it.
 
-The interpreter of Triton 3.6 and 3.7 keeps bf16 as the bits in a uint16. Its `tl.dot` multiplies those bits as integers, and
-its conversion from fp32 truncates where GPUs round to nearest even. Both are put right here, so that bf16 kernels
-can be compared with their references.
+The interpreter of Triton 3.6 and 3.7 keeps bf16 as the bits in a uint16. Its `tl.dot` multiplies those bits
+as integers, and its conversion from fp32 truncates where GPUs round to nearest even. Both are put right here,
+so that bf16 kernels can be compared with their references.
 """
 
 from __future__ import annotations

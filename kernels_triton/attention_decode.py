@@ -81,8 +81,8 @@ def store_split(
 ):  # fmt: skip
     """Store this program's heads to out [B, Hq, D], or to part [B, Hq, SPLITS, D].
 
-    Parts are normalised, and part_lse holds log2 of their totals. A sequence of length 0 gives zeros; an empty
-    split gives zeros and -inf.
+    Parts are normalised, and part_lse holds log2 of their totals. A sequence of length 0 gives zeros; an
+    empty split gives zeros and -inf.
     """
     rows = tl.arange(0, BLOCK_M)
     cols = tl.arange(0, BLOCK_D)

@@ -179,7 +179,8 @@ def plan_attention_decode_fused(
         args={
             "q_ptr": q, "k_new_ptr": k_new, "v_new_ptr": v_new, "q_weight_ptr": q_weight,
             "k_weight_ptr": k_weight, "cos_ptr": cos, "sin_ptr": sin, "k_cache_ptr": k_cache,
-            "v_cache_ptr": v_cache, "lengths_ptr": lengths, "out_ptr": out, "part_ptr": parts[0], "part_lse_ptr": parts[1],
+            "v_cache_ptr": v_cache, "lengths_ptr": lengths,
+            "out_ptr": out, "part_ptr": parts[0], "part_lse_ptr": parts[1],
             **row_strides("q", q, "batch", "head"),
             **row_strides("k_new", k_new, "batch", "head"),
             **row_strides("v_new", v_new, "batch", "head"),
@@ -252,7 +253,7 @@ def attention_decode_fused_reference(
     scale: float,
     window: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Norm and RoPE rounded as Hugging Face's model, attention in fp32; returns changed copies of the caches."""
+    """Norm and RoPE rounded as Hugging Face's model, attention in fp32; returns copies of the caches."""
     k_cache, v_cache = k_cache.clone(), v_cache.clone()
     sequence = torch.arange(q.shape[0], device=q.device)
     position = lengths.long()

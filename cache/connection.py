@@ -7,6 +7,7 @@ import sqlite3
 import stat
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -104,6 +105,21 @@ def identify(connection: sqlite3.Connection, path: Path) -> int:
     if version > SCHEMA:
         raise newer(path, version)
     return int(version)
+
+
+def fold(path: Path) -> None:
+    """Leave a database that nobody else has open as one plain file: no write-ahead log, no shared memory.
+
+    A file left in WAL mode cannot be opened from a read-only place, makes every reader create files beside
+    it, and loses rows when it is copied without them. While others have it open this does nothing: the last
+    writer folds.
+    """
+    with suppress(sqlite3.Error):
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=0)
+        try:
+            connection.execute("PRAGMA journal_mode=DELETE")
+        finally:
+            connection.close()
 
 
 def newer(path: Path, version: int) -> NewerDatabase:

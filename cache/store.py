@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 from sqlalchemy import Connection, Engine, func, select, tuple_, update
 from sqlalchemy.dialects.sqlite import insert
@@ -22,7 +23,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from .checks import canonical
-from .connection import BUSY_TIMEOUT_S
+from .connection import BUSY_TIMEOUT_S, fold
 from .engine import make_engine
 from .errors import DatabaseLocked, RowRefused, Unwritable, from_sqlite, shown, translated
 from .key import Cell, Environment, compiler_digest
@@ -44,6 +45,8 @@ from .records import (
 )
 from .rows import CompiledRow, Label, RunId, RunRow, RunStatus, TrialRow, TunedRow
 from .schema import CELL, COMPILED, ENV, RUN, SOURCE, TRIAL, TUNED
+
+Stamped = TypeVar("Stamped", TrialRow, CompiledRow)
 
 # SQLite before 3.32 takes at most 999 parameters in a statement.
 _KEYS_PER_QUERY = 500
@@ -71,6 +74,7 @@ class ConfigStore:
         self.read_only = read_only
         self._engine = engine
         self._clock = clock
+        self._is_open = False
 
     @classmethod
     def open(
@@ -99,14 +103,18 @@ class ConfigStore:
                 if not read_only:
                     migrate(store._engine, where)
                 store._engine.connect().close()
+            store._is_open = True
         except BaseException:
             store.close()
             raise
         return store
 
     def close(self) -> None:
-        """Close all connections. The last one to a file folds its write-ahead log into it."""
+        """Close the file. The last writer leaves it one plain file, to be copied and read anywhere."""
         self._engine.dispose()
+        if self._is_open and not self.read_only:
+            fold(self.path)
+        self._is_open = False
 
     def __enter__(self) -> ConfigStore:
         return self
@@ -165,15 +173,19 @@ class ConfigStore:
 
     def record_trials(self, run: RunId, rows: Iterable[TrialRow]) -> list[int]:
         """Append finished trials in one transaction, all or none; returns their numbers within the run."""
-        rows, numbers = list(rows), []
+        rows = list(rows)
+        if not rows:
+            return []
+        cells = {row.cell: cell_columns(row.cell) for row in rows}
         with self._write() as connection:
             last = connection.scalar(select(func.max(TRIAL.c.no)).where(TRIAL.c.run == run))
-            for no, row in enumerate(rows, start=0 if last is None else last + 1):
-                stamped = replace(row, ts_ms=row.ts_ms or self._now_ms())
-                connection.execute(insert(CELL).values(cell_columns(row.cell)).on_conflict_do_nothing())
-                connection.execute(insert(TRIAL).values(trial_columns(stamped, run, no)))
-                numbers.append(no)
-        return numbers
+            first, now = 0 if last is None else last + 1, self._now_ms()
+            connection.execute(insert(CELL).on_conflict_do_nothing(), list(cells.values()))
+            connection.execute(
+                insert(TRIAL),
+                [trial_columns(_stamp(row, now), run, no) for no, row in enumerate(rows, start=first)],
+            )
+        return list(range(first, first + len(rows)))
 
     def trials(self, cell: Cell, *, compiler: bytes | None = None) -> list[TrialRow]:
         """Finished trials of `cell` over all runs, in the order in which they were recorded.
@@ -206,11 +218,12 @@ class ConfigStore:
 
     def put_compiled(self, rows: Iterable[CompiledRow]) -> None:
         """Remember results of the compiler in one transaction; a later one for a key replaces the earlier."""
-        rows = list(rows)
+        now = self._now_ms()
+        columns = [compiled_columns(_stamp(row, now)) for row in rows]
+        if not columns:
+            return
         with self._write() as connection:
-            for row in rows:
-                stamped = replace(row, ts_ms=row.ts_ms or self._now_ms())
-                connection.execute(replacing(insert(COMPILED).values(compiled_columns(stamped)), COMPILED))
+            connection.execute(replacing(insert(COMPILED), COMPILED), columns)
 
     def compiled(self, keys: Iterable[bytes]) -> dict[bytes, CompiledRow]:
         """What is known of the given compile keys; unknown ones are absent."""
@@ -234,7 +247,7 @@ class ConfigStore:
         timestamp gets one later than the row it meets, whatever the clocks of the two machines say.
         """
         with self._write() as connection:
-            columns = tuned_columns(self._stamped(connection, row))
+            columns = tuned_columns(self._after(connection, row))
             columns["env"] = shared_id(connection, ENV, env_columns(row.env))
             columns["source"] = shared_id(connection, SOURCE, source_columns(row.source))
             upsert = insert(TUNED).values(columns)
@@ -269,7 +282,7 @@ class ConfigStore:
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)
 
-    def _stamped(self, connection: Connection, row: TunedRow) -> TunedRow:
+    def _after(self, connection: Connection, row: TunedRow) -> TunedRow:
         if row.ts_ms:
             return row
         here = select(TUNED.c.ts_ms).where(
@@ -301,3 +314,7 @@ class ConfigStore:
                 raise known from error
             except PoolTimeout as error:
                 raise DatabaseLocked(f"{shown(self.path)}: too many threads use one store") from error
+
+
+def _stamp(row: Stamped, now_ms: int) -> Stamped:
+    return row if row.ts_ms else replace(row, ts_ms=now_ms)

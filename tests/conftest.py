@@ -8,6 +8,13 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# The same examples every time, and no verdict that depends on how busy the machine is.
+settings.register_profile(
+    "paiton", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("paiton")
 
 if os.environ.get("PAITON_TEST_GPU") != "1":
     os.environ["TRITON_INTERPRET"] = "1"

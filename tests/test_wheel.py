@@ -57,9 +57,7 @@ def clean_env(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (own / "dependencies.pth").write_text("\n".join(theirs) + "\n", encoding="utf-8")
     python = str(home / "bin" / "python")
     options = ("--no-deps", "--no-index", "--force-reinstall")
-    installed = _run(
-        sys.executable, "-m", "pip", "--python", python, "install", *options, str(wheel), cwd=home
-    )
+    installed = _run(sys.executable, "-m", "pip", "--python", python, "install", *options, str(wheel), cwd=home)
     assert installed.returncode == 0, installed.stdout + installed.stderr
     return home / "bin"
 
@@ -102,10 +100,16 @@ def test_the_installed_package_is_imported_beside_hostile_files(clean_env: Path,
 def test_the_console_script_answers_beside_hostile_files(clean_env: Path, hostile: Path) -> None:
     if not _exists("autotune.cli"):
         pytest.skip("autotune/cli.py does not exist yet")
-    for command in ((str(clean_env / "autotune"),), (str(clean_env / "python"), "-m", "paiton.autotune.cli")):
-        done = _run(*command, "--help", cwd=hostile)
-        assert done.returncode == 0, done.stderr
-        assert "Usage:" in done.stdout
+    # The second form has the hostile folder first on sys.path, the first has not.
+    forms = [
+        [str(clean_env / "autotune")],
+        [str(clean_env / "python"), "-c", "from paiton.autotune.cli import main; main()"],
+    ]
+    for form in forms:
+        for arguments, answer in ((["--help"], "Usage:"), (["archs"], "gfx942")):
+            done = _run(*form, *arguments, cwd=hostile)
+            assert done.returncode == 0, done.stderr
+            assert answer in done.stdout
 
 
 def _exists(module: str) -> bool:

@@ -59,9 +59,7 @@ def connect(path: Path, *, read_only: bool, timeout_s: float = BUSY_TIMEOUT_S) -
     check_path(path, read_only=read_only)
     uri = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
     with translated(path):
-        connection = sqlite3.connect(
-            uri, uri=True, timeout=timeout_s, isolation_level=None, check_same_thread=False
-        )
+        connection = sqlite3.connect(uri, uri=True, timeout=timeout_s, isolation_level=None, check_same_thread=False)
         try:
             connection.execute("PRAGMA trusted_schema=OFF")
             version = _retrying(lambda: identify(connection, path))
@@ -125,8 +123,7 @@ def fold(path: Path) -> None:
 def newer(path: Path, version: int) -> NewerDatabase:
     """The refusal of a file from a later program."""
     return NewerDatabase(
-        f"{shown(path)} has schema {version}, this Paiton knows up to {SCHEMA};"
-        " update Paiton or name another file"
+        f"{shown(path)} has schema {version}, this Paiton knows up to {SCHEMA}; update Paiton or name another file"
     )
 
 

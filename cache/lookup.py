@@ -12,7 +12,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
@@ -39,7 +39,12 @@ _SITE = (
     "SELECT DISTINCT device, kernel_digest, batch FROM tuned"
     " WHERE kernel = ? AND signature = ? AND dtype = ? AND arch = ?"
 )
-_NEAR = f"{_ROW} WHERE kernel = ? ORDER BY arch, device, signature, dtype, batch, kernel_digest, compiler"
+# Nearest first: fewest key fields that differ, then the nearest bucket, then the better label.
+_NEAR = (
+    f"{_ROW} WHERE kernel = :kernel ORDER BY (arch <> :arch) + (device <> :device) + (signature <> :signature)"
+    " + (kernel_digest <> :kernel_digest) + (dtype <> :dtype) + (batch <> :batch),"
+    " 1.0 * max(batch, :batch) / min(batch, :batch), label DESC, tuned.key, compiler LIMIT :limit"
+)
 
 
 class Tier(str, Enum):
@@ -73,7 +78,7 @@ class Considered:
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """An answer with every row of the kernel that was weighed for it, nearest first."""
+    """An answer, and the stored rows of the kernel beside it, nearest first."""
 
     cell: Cell
     answer: Answer
@@ -132,14 +137,13 @@ class Lookup:
                 self._known[cell] = answer
         return answer
 
-    def explain(self, cell: Cell) -> Explanation:
-        """The answer for `cell`, and every row of its kernel with the key fields in which it differs."""
+    def explain(self, cell: Cell, *, limit: int = 20) -> Explanation:
+        """The answer for `cell`, and the `limit` nearest rows of its kernel with the key fields that differ."""
         answer = self.find(cell)
         with self._lock, translated(self.path):
-            rows = [tuned_row(dict(values)) for values in self._connection.execute(_NEAR, (cell.kernel,))]
-        considered = [self._weigh(cell, answer, row) for row in rows]
-        considered.sort(key=lambda c: (len(c.differs), _ratio(c.row.cell, cell), -c.row.label))
-        return Explanation(cell=cell, answer=answer, considered=tuple(considered))
+            found = self._connection.execute(_NEAR, {**asdict(cell), "limit": limit}).fetchall()
+        rows = [tuned_row(dict(values)) for values in found]
+        return Explanation(cell=cell, answer=answer, considered=tuple(self._weigh(cell, answer, row) for row in rows))
 
     def _search(self, cell: Cell) -> Answer:
         row = self._best(cell)
@@ -157,12 +161,8 @@ class Lookup:
             return self._serve(Tier.OTHER_BATCH, row, f"batch {row.cell.batch} serves batch {cell.batch}")
         row = self._nearest(cell, [other for other in same_kernel if other.device != cell.device])
         if row is not None:
-            bucket = (
-                "" if row.cell.batch == cell.batch else f", batch {row.cell.batch} serves batch {cell.batch}"
-            )
-            return self._serve(
-                Tier.OTHER_DEVICE, row, f"tuned on {row.cell.device}, not {cell.device}{bucket}"
-            )
+            bucket = "" if row.cell.batch == cell.batch else f", batch {row.cell.batch} serves batch {cell.batch}"
+            return self._serve(Tier.OTHER_DEVICE, row, f"tuned on {row.cell.device}, not {cell.device}{bucket}")
         return Answer(config_json=None, tier=Tier.DEFAULT, reason=self._miss(cell, stored, same_kernel))
 
     def _best(self, cell: Cell) -> TunedRow | None:
@@ -181,11 +181,7 @@ class Lookup:
         if not covered:
             return None
         least = min(_ratio(other, cell) for other in covered)
-        rows = [
-            row
-            for other in covered
-            if _ratio(other, cell) == least and (row := self._best(other)) is not None
-        ]
+        rows = [row for other in covered if _ratio(other, cell) == least and (row := self._best(other)) is not None]
         # At equal distance: the better label, then the larger bucket (a bucket is an upper bound), then by
         # name.
         return min(rows, key=lambda row: (-row.label, -row.cell.batch, row.cell.device), default=None)
@@ -220,9 +216,7 @@ class Lookup:
         elif not differs:
             verdict = "same cell, weaker evidence"
         elif set(differs) <= {"batch", "device"}:
-            verdict = (
-                "usable, but a nearer row was served" if answer.row else "too far, or outside the tuned range"
-            )
+            verdict = "usable, but a nearer row was served" if answer.row else "too far, or outside the tuned range"
         else:
             verdict = "another problem"
         return Considered(row=row, differs=differs, verdict=verdict)

@@ -54,9 +54,7 @@ def env_columns(env: Environment) -> Columns:
 
 
 def source_columns(source: Source) -> Columns:
-    digest = hashlib.blake2b(
-        canonical(asdict(source)).encode(), digest_size=16, person=b"paiton.source"
-    ).digest()
+    digest = hashlib.blake2b(canonical(asdict(source)).encode(), digest_size=16, person=b"paiton.source").digest()
     return {"digest": digest, **asdict(source)}
 
 

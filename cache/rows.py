@@ -121,9 +121,7 @@ class TunedRow:
         if self.label is Label.MEASURED and not (timed and self.samples > 0):
             raise RowRefused(f"measured row for {self.cell}: us_median and samples > 0 are required")
         if self.label is Label.ESTIMATED and (timed or self.samples or self.score is None):
-            raise RowRefused(
-                f"estimated row for {self.cell}: a score is required, microseconds are not accepted"
-            )
+            raise RowRefused(f"estimated row for {self.cell}: a score is required, microseconds are not accepted")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,9 +202,7 @@ def _state(value: TrialState | str) -> TrialState:
     try:
         return TrialState(value)
     except ValueError:
-        raise RowRefused(
-            f"state {value!r}: expected one of {', '.join(s.value for s in TrialState)}"
-        ) from None
+        raise RowRefused(f"state {value!r}: expected one of {', '.join(s.value for s in TrialState)}") from None
 
 
 def _label(value: Label | int) -> Label:

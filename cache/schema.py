@@ -56,9 +56,7 @@ TUNED = Table(
     sqlite_with_rowid=False,
 )
 # For the other-bucket and other-device answers and for `show`; a shipped file may leave it out.
-TUNED_BY_SITE = Index(
-    "tuned_by_site", TUNED.c.kernel, TUNED.c.signature, TUNED.c.dtype, TUNED.c.arch, TUNED.c.batch
-)
+TUNED_BY_SITE = Index("tuned_by_site", TUNED.c.kernel, TUNED.c.signature, TUNED.c.dtype, TUNED.c.arch, TUNED.c.batch)
 
 ENV = Table(
     "env",

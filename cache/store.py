@@ -152,18 +152,14 @@ class ConfigStore:
         """Record how a run ended. Raises RowRefused for a run that was never begun here."""
         with self._write() as connection:
             changed = connection.execute(
-                update(RUN)
-                .where(RUN.c.id == run)
-                .values(ended_ms=self._now_ms(), status=RunStatus(status).value)
+                update(RUN).where(RUN.c.id == run).values(ended_ms=self._now_ms(), status=RunStatus(status).value)
             )
             if changed.rowcount != 1:
                 raise RowRefused(f"run {run.hex()} is not in {shown(self.path)}")
 
     def runs(self) -> list[RunRow]:
         """All runs, oldest first."""
-        query = joined(select(RUN), ENV, ENV_COLUMNS, RUN.c.env == ENV.c.id).order_by(
-            RUN.c.started_ms, RUN.c.id
-        )
+        query = joined(select(RUN), ENV, ENV_COLUMNS, RUN.c.env == ENV.c.id).order_by(RUN.c.started_ms, RUN.c.id)
         with self._read() as connection:
             return [run_row(values) for values in dicts(connection, query)]
 
@@ -206,11 +202,7 @@ class ConfigStore:
 
     def trial_counts(self) -> dict[Cell, int]:
         """Every cell that has trials, and how many."""
-        query = (
-            select(CELL, func.count().label("trials"))
-            .join(TRIAL, TRIAL.c.cell == CELL.c.key)
-            .group_by(CELL.c.key)
-        )
+        query = select(CELL, func.count().label("trials")).join(TRIAL, TRIAL.c.cell == CELL.c.key).group_by(CELL.c.key)
         with self._read() as connection:
             return {cell_row(values): values["trials"] for values in dicts(connection, query)}
 
@@ -285,9 +277,7 @@ class ConfigStore:
     def _after(self, connection: Connection, row: TunedRow) -> TunedRow:
         if row.ts_ms:
             return row
-        here = select(TUNED.c.ts_ms).where(
-            TUNED.c.key == row.cell.key, TUNED.c.compiler == compiler_digest(row.env)
-        )
+        here = select(TUNED.c.ts_ms).where(TUNED.c.key == row.cell.key, TUNED.c.compiler == compiler_digest(row.env))
         return replace(row, ts_ms=max(self._now_ms(), (connection.scalar(here) or 0) + 1))
 
     @contextmanager

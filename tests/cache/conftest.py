@@ -33,9 +33,7 @@ class Build:
 
     @staticmethod
     def env(**values: Any) -> Environment:
-        return Environment(
-            **{"triton": "3.7.1", "triton_key": "k1", "toolkit": "", "paiton": "0.1.0", **values}
-        )
+        return Environment(**{"triton": "3.7.1", "triton_key": "k1", "toolkit": "", "paiton": "0.1.0", **values})
 
     def estimated(self, cell: Cell | None = None, **values: Any) -> TunedRow:
         return TunedRow(

@@ -55,9 +55,7 @@ def test_path_below_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     path = tmp_path / "file" / "p.db"
     for opener in OPENERS:
-        with pytest.raises(
-            errors.Unwritable, match="Not a directory; name a file that is writable"
-        ) as caught:
+        with pytest.raises(errors.Unwritable, match="Not a directory; name a file that is writable") as caught:
             opener(path)
         one_line(caught.value, path)
 
@@ -109,9 +107,7 @@ def test_newer_schema(path: Path) -> None:
     newer.executescript("PRAGMA journal_mode=DELETE; PRAGMA user_version=9")
     newer.close()
     messages = refused(path, errors.NewerDatabase)
-    assert all(
-        "has schema 9, this Paiton knows up to 1; update Paiton or name another file" in m for m in messages
-    )
+    assert all("has schema 9, this Paiton knows up to 1; update Paiton or name another file" in m for m in messages)
 
 
 def test_empty_file(path: Path) -> None:

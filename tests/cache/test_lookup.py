@@ -59,9 +59,7 @@ def test_other_batch(path: Path, build: Any, buckets: list[int], asked: int, ser
         answer = lookup.find(build.cell(batch=asked))
     if served is None:
         assert (answer.tier, answer.config_json, answer.label, answer.row) == (Tier.DEFAULT, None, None, None)
-        assert answer.reason.startswith(
-            f"default: batch {asked} is too far from the tuned buckets {buckets[0]}"
-        )
+        assert answer.reason.startswith(f"default: batch {asked} is too far from the tuned buckets {buckets[0]}")
     else:
         assert answer.tier is Tier.OTHER_BATCH
         assert answer.row is not None and answer.row.cell.batch == served
@@ -94,9 +92,7 @@ def test_other_device_of_the_same_arch(path: Path, build: Any) -> None:
 
 
 def test_own_device_comes_before_another_device(path: Path, build: Any) -> None:
-    rows = [build.estimated(build.cell(batch=b)) for b in (4, 16)] + [
-        build.measured(build.cell(device="MI325X"))
-    ]
+    rows = [build.estimated(build.cell(batch=b)) for b in (4, 16)] + [build.measured(build.cell(device="MI325X"))]
     with Lookup.open(filled(path, *rows)) as lookup:
         assert lookup.find(build.cell(batch=8)).reason == "batch 16 serves batch 8; estimated"
 
@@ -106,9 +102,7 @@ def test_another_kernel_version_is_never_served(path: Path, build: Any) -> None:
     with Lookup.open(filled(path, *old)) as lookup:
         answer = lookup.find(build.cell())
     assert answer.config_json is None and answer.tier is Tier.DEFAULT
-    assert answer.reason == (
-        "default: 3 row(s) of another kernel version, never served; they can seed a new search"
-    )
+    assert answer.reason == ("default: 3 row(s) of another kernel version, never served; they can seed a new search")
 
 
 def test_another_compiler_is_flagged(path: Path, build: Any) -> None:
@@ -136,9 +130,7 @@ def test_lookup_agrees_with_the_store(tmp_path_factory: Any, build: Any, data: s
     )
     envs = st.sampled_from([build.env(**values) for values in ENVS])
     rows = st.one_of(
-        st.builds(
-            build.estimated, cells, env=envs, score=st.sampled_from([1.0, 2.0]), ts_ms=st.integers(1, 3)
-        ),
+        st.builds(build.estimated, cells, env=envs, score=st.sampled_from([1.0, 2.0]), ts_ms=st.integers(1, 3)),
         st.builds(build.measured, cells, env=envs, samples=st.integers(1, 2), ts_ms=st.integers(1, 3)),
     )
     path = filled(tmp_path_factory.mktemp("agree") / "p.db", *data.draw(st.lists(rows, max_size=8)))
@@ -180,6 +172,7 @@ def test_explain_names_the_field_that_differs(path: Path, build: Any) -> None:
     with Lookup.open(filled(path, *rows)) as lookup:
         explanation = lookup.explain(build.cell(batch=8))
         missing = lookup.explain(build.cell(batch=64))
+        assert len(lookup.explain(build.cell(batch=64), limit=2).considered) == 2
     assert explanation.answer.reason == "exact; estimated"
     assert [(c.differs, c.verdict) for c in explanation.considered] == [
         ((), "served"),

@@ -142,8 +142,7 @@ def test_batch_of_trials_is_all_or_none(store: ConfigStore, build: Any) -> None:
     assert store.record_trials(run, [build.trial(told=float(i)) for i in range(3)]) == [0, 1, 2]
     with store._engine.begin() as connection:  # rows are valid when made, so the refusal must be planted
         connection.exec_driver_sql(
-            "CREATE TRIGGER refuse BEFORE INSERT ON trial WHEN new.told = 4"
-            " BEGIN SELECT raise(ABORT, 'no 4'); END"
+            "CREATE TRIGGER refuse BEFORE INSERT ON trial WHEN new.told = 4 BEGIN SELECT raise(ABORT, 'no 4'); END"
         )
     with pytest.raises(RowRefused, match="no 4"):
         store.record_trials(run, [build.trial(told=3.0), build.trial(told=4.0)])
@@ -161,9 +160,7 @@ def test_two_stores_number_one_run_without_clash(store: ConfigStore, path: Path,
 
 def test_compiled_results_are_shared_and_replaced(store: ConfigStore, path: Path) -> None:
     rows = [
-        CompiledRow(
-            key=i.to_bytes(16, "big"), state=TrialState.OK, seconds=0.5, facts_json='{"vgprs":64}', ts_ms=1
-        )
+        CompiledRow(key=i.to_bytes(16, "big"), state=TrialState.OK, seconds=0.5, facts_json='{"vgprs":64}', ts_ms=1)
         for i in range(1201)
     ]
     store.put_compiled(rows)

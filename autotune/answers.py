@@ -14,13 +14,17 @@ def tile(config: Config) -> str:
     """The part of a config that a person wants to see first: `expert 16x64x256, 4 warps`."""
     form = f"{config['FORM']} " if "FORM" in config else ""
     blocks = "x".join(str(config[name]) for name in _BLOCKS if name in config)
-    split = "".join(f", {word} {config[name]}" for name, word in (("SPLIT_K", "split"), ("SPLITS", "splits")) if config.get(name, 1) != 1)
+    split = "".join(
+        f", {word} {config[name]}"
+        for name, word in (("SPLIT_K", "split"), ("SPLITS", "splits"))
+        if config.get(name, 1) != 1
+    )
     stages = f", {config['num_stages']} stages" if config.get("num_stages", 1) != 1 else ""
     return f"{form}{blocks}, {config['num_warps']} warps{stages}{split}"
 
 
 def gain(row: TunedRow) -> float | None:
-    """How much faster than the default the answer is, in the row's own evidence; None where the default has no number."""
+    """Default's time or score over the answer's, in the row's own evidence; None where the default has none."""
     if row.label is Label.MEASURED:
         return row.us_default / row.us_median if row.us_default and row.us_median else None
     return row.score_default / row.score if row.score_default and row.score else None

@@ -1,7 +1,7 @@
 """Ahead-of-time compilation: a planned launch becomes a content-keyed unit that Triton compiles for an absent GPU.
 
-A unit is specialised as Triton's JIT would specialise the launch, otherwise another kernel than the one that will run is
-compiled: divisibility by 16 of pointers and integers, integers equal to 1 as constants, and on AMD
+A unit is specialised as Triton's JIT would specialise the launch, otherwise another kernel than the one that will run
+is compiled: divisibility by 16 of pointers and integers, integers equal to 1 as constants, and on AMD
 `tt.pointer_range = 32` for tensors of at most 2^31 - 1 bytes, which turns global loads into buffer loads
 (Triton backends/amd/compiler.py, get_tensor_specialization).
 """
@@ -97,6 +97,8 @@ def unit_of(launch: Launch, device: Device) -> CompileUnit:
                 attributes.append((position, tuple(facts)))
         elif isinstance(value, float):
             signature.append((name, "fp32"))
+        elif isinstance(value, str):
+            raise TypeError(f"{name}={value!r} of {launch.fn.__name__} is text, which only a constexpr can be")
         elif value == 1 and name not in unspecialised:
             signature.append((name, "constexpr"))
             constants.append((name, 1))
@@ -106,7 +108,12 @@ def unit_of(launch: Launch, device: Device) -> CompileUnit:
                 attributes.append((position, (("tt.divisibility", 16),)))
     options = {k: v for k, v in launch.options.items() if is_hip or k not in _HIP_ONLY}
     return CompileUnit(
-        launch.fn, tuple(signature), tuple(constants), tuple(attributes), tuple(sorted(options.items())), device
+        launch.fn,
+        tuple(signature),
+        tuple(constants),
+        tuple(attributes),
+        tuple(sorted(options.items())),
+        device,
     )
 
 

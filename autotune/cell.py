@@ -36,20 +36,26 @@ class CellTask:
 
 @dataclass(frozen=True)
 class CellResult:
-    """What was found: every evaluation in the order tried, the default's among them, and the size of the space."""
+    """What was found: every evaluation in the order tried, the confirmed best, and the size of the space."""
 
     default: Config
     evaluations: tuple[Evaluation, ...]
+    confirmed: tuple[Evaluation, ...]
     feasible_count: int
 
     def ranked(self) -> list[Evaluation]:
-        """The successes, best first; the default goes first among equals, then the order tried."""
-        valid = [each for each in self.evaluations if each.value is not None]
-        return sorted(valid, key=lambda each: (each.value, each.config != self.default))
+        """The confirmed, best first."""
+        return _ranked(self.confirmed, self.default)
 
     def evaluation_of(self, config: Config) -> Evaluation | None:
-        """The evaluation of a config, None if it was not tried."""
-        return next((each for each in self.evaluations if each.config == config), None)
+        """The confirmed evaluation of a config, else its first; None if it was not tried."""
+        return next((each for each in (*self.confirmed, *self.evaluations) if each.config == config), None)
+
+
+def _ranked(evaluations: Sequence[Evaluation], default: Config) -> list[Evaluation]:
+    """The successes, best first; the default goes first among equals, then the order tried."""
+    valid = [each for each in evaluations if each.value is not None]
+    return sorted(valid, key=lambda each: (each.value, each.config != default))
 
 
 def tune_cell(
@@ -82,7 +88,8 @@ def tune_cell(
         answers = [fresh.get(config) or history[config] for config in configs]
         search.tell([Told(row, answer.value) for row, answer in zip(rows, answers, strict=True)])
         evaluations += answers
-    return CellResult(default, tuple(evaluations), len(feasible))
+    confirmed = objective.confirm(problem, _ranked(evaluations, default), default)
+    return CellResult(default, tuple(evaluations), tuple(confirmed), len(feasible))
 
 
 def _seed_rows(task: CellTask, feasible: FeasibleSet, default: Config) -> list[int]:

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def status_of(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit status."""
     from ..cache.errors import DiskFailure, StoreError
-    from .compile_pool import WorkerFailed
+    from .worker_pool import WorkerFailed
 
     try:
         outcome = cli.main(args=arguments, prog_name="autotune", standalone_mode=False)

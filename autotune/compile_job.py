@@ -26,7 +26,7 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     try:
         unit = units_of(spec.meta_plan(problem, config, device), device)[job["unit"]]
         kernel = compile_unit(unit)
-        facts = facts_of(kernel, device, config.integer("num_warps"))
+        facts = facts_of(kernel, device)
     except Exception as error:  # the compiler's errors have no common base class
         text = f"{type(error).__name__}: {error}".strip().splitlines()
         return {"error": " ".join(line.strip() for line in text)[:MAX_ERROR_CHARS]}

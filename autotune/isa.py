@@ -37,7 +37,7 @@ _WAIT = re.compile(r"s_waitcnt|cp\.async\.wait|wgmma\.wait|mbarrier\.try_wait")
 _PTX_VECTOR = re.compile(r"\.v(\d)\.")
 
 
-def facts_of(kernel: Any, device: Device, num_warps: int) -> CompileFacts:
+def facts_of(kernel: Any, device: Device) -> CompileFacts:
     """The facts of one of Triton's compiled kernels."""
     if device.arch.triton_backend == "hip":
         return _amd_facts(kernel, device)
@@ -114,7 +114,17 @@ def _count(pattern: re.Pattern[str], lines: Sequence[str]) -> int:
 
 def _mix(lines: Sequence[str]) -> dict[str, Any]:
     counts = dict.fromkeys(
-        ("valu", "salu", "global_loads", "global_load_bytes", "lds_reads", "lds_read_bytes", "barriers", "waits"), 0
+        (
+            "valu",
+            "salu",
+            "global_loads",
+            "global_load_bytes",
+            "lds_reads",
+            "lds_read_bytes",
+            "barriers",
+            "waits",
+        ),
+        0,
     )
     matrix: dict[str, int] = {}
     for line in lines:

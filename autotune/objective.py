@@ -47,6 +47,9 @@ class Objective(Protocol):
     def recall(self, problem: Problem, row: TrialRow) -> Evaluation | None:
         """The evaluation that a stored trial stands for, None where it has to be done again."""
 
+    def confirm(self, problem: Problem, ranked: Sequence[Evaluation], default: Config) -> list[Evaluation]:
+        """A second look at the best of a cell, before one of them becomes the answer."""
+
 
 class EstimateObjective:
     """Compile for the absent device, then rank by the static model on the compiler's own facts."""
@@ -71,6 +74,10 @@ class EstimateObjective:
             return None
         facts = CompileFacts.from_json(row.facts_json)
         return self._scored(problem, Compiled(config, TrialState.OK, facts))
+
+    def confirm(self, problem: Problem, ranked: Sequence[Evaluation], default: Config) -> list[Evaluation]:
+        """An estimate has no noise: the ranking stands."""
+        return list(ranked)
 
     def _scored(self, problem: Problem, compiled: Compiled) -> Evaluation:
         if compiled.facts is None:

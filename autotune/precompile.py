@@ -1,4 +1,4 @@
-"""Precompile: configs in, compiler facts out; each binary is compiled once, whatever config, batch or run asks for it."""
+"""Precompile: configs in, compiler facts out; each binary is compiled once, whoever asks for it."""
 
 from __future__ import annotations
 
@@ -67,7 +67,14 @@ class Precompiler:
 
     def _job(self, key: bytes, problem: Problem, config: Config, unit: int) -> CompileJob:
         return CompileJob(
-            key, problem.kernel, problem.dtype, problem.batch, problem.signature, config.json(), self._device.name, unit
+            key,
+            problem.kernel,
+            problem.dtype,
+            problem.batch,
+            problem.signature,
+            config.json(),
+            self._device.name,
+            unit,
         )
 
     def _recall(self, keys: Sequence[bytes]) -> None:
@@ -81,7 +88,11 @@ class Precompiler:
             outcome = judged(raw, self._device)
             facts_json = outcome.facts.json() if outcome.facts else None
             row = CompiledRow(
-                key=outcome.key, state=outcome.state, seconds=outcome.seconds, facts_json=facts_json, error=outcome.error
+                key=outcome.key,
+                state=outcome.state,
+                seconds=outcome.seconds,
+                facts_json=facts_json,
+                error=outcome.error,
             )
             self._store.put_compiled([row])
             self.counts.compiled += 1

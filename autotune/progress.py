@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 from ..search_spaces.problem import Problem
 
@@ -134,7 +134,9 @@ class RichProgress:
         self._display.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._display.stop()
 
     def begin(self, cells: int, trials: int) -> None:
@@ -161,7 +163,7 @@ class RichProgress:
         """See Progress."""
         self._display.console.print(text, markup=False, highlight=False)
 
-    def _fields(self) -> dict[str, str]:
+    def _fields(self) -> dict[str, Any]:
         pace = self._pace
         return {
             "cells": f"{pace.cells_done}/{pace.cells} cells", "rate": f"{pace.rate:.1f} trials/s", "left": pace.left,

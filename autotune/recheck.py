@@ -37,7 +37,10 @@ def recheck(path: Path, workers: int) -> tuple[bool, str]:
     note = f"; {stale} rows are of other kernel versions or name the default" if stale else ""
     if faults:
         return False, f"{len(faults)} of {len(jobs)} binaries fail, first {faults[0]}{note}"
-    return True, f"{len(current)} answers, {len(jobs)} binaries, each compiled and within its chip's limits{note}"
+    return (
+        True,
+        f"{len(current)} answers, {len(jobs)} binaries, each compiled and within its chip's limits{note}",
+    )
 
 
 def _jobs(row: TunedRow) -> list[CompileJob]:
@@ -47,6 +50,15 @@ def _jobs(row: TunedRow) -> list[CompileJob]:
     assert row.config_json is not None
     plan = spec.meta_plan(problem, Config.from_json(row.config_json), device)
     return [
-        CompileJob(unit.key, cell.kernel, cell.dtype, cell.batch, cell.signature, row.config_json, cell.device, position)
+        CompileJob(
+            unit.key,
+            cell.kernel,
+            cell.dtype,
+            cell.batch,
+            cell.signature,
+            row.config_json,
+            cell.device,
+            position,
+        )
         for position, unit in enumerate(units_of(plan, device))
     ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
 
 from ..cache.errors import shown
@@ -13,6 +12,7 @@ from ..cache.rows import Label, TunedRow
 from ..search_spaces.config import Config
 from ..search_spaces.workload import WorkItem
 from .answers import batch_ranges, gain, label_word, tile
+from .console import make_console
 from .progress import duration
 from .tune import TuneOutcome, TuneRequest
 
@@ -20,7 +20,7 @@ from .tune import TuneOutcome, TuneRequest
 def print_summary(outcome: TuneOutcome) -> None:
     """The table and the facts around it, on standard output."""
     request, summary = outcome.request, outcome.summary
-    console = Console(width=None if Console().is_terminal else 150)
+    console = make_console()
     if summary.rows:
         console.print(_table(outcome))
     console.print(_honesty(request, summary.rows), highlight=False)
@@ -40,7 +40,15 @@ def _table(outcome: TuneOutcome) -> Table:
     request = outcome.request
     caption = f"{request.model} on {request.device.name} ({request.device.arch.name}), {request.items[0].problem.dtype}"
     table = Table(title=caption, title_justify="left", box=None, pad_edge=False)
-    for heading in ("kernel", "problem", "tokens", "best at the smallest", "best at the largest", "configs", "against the default"):
+    for heading in (
+        "kernel",
+        "problem",
+        "tokens",
+        "best at the smallest",
+        "best at the largest",
+        "configs",
+        "against the default",
+    ):
         table.add_column(heading, overflow="fold")
     shapes: dict[tuple[str, str], list[TunedRow]] = {}
     for row in outcome.summary.rows:
@@ -50,8 +58,8 @@ def _table(outcome: TuneOutcome) -> Table:
         gains = [value for value in map(gain, rows) if value is not None]
         spread = f"{min(gains):.2f}x to {max(gains):.2f}x" if gains else "-"
         table.add_row(
-            kernel, signature.replace(",", " "), batch_ranges([row.cell.batch for row in rows]), _best(rows[0]), _best(rows[-1]),
-            str(len({row.config_json for row in rows})), f"{label_word(rows)} {spread}",
+            kernel, signature.replace(",", " "), batch_ranges([row.cell.batch for row in rows]),
+            _best(rows[0]), _best(rows[-1]), str(len({row.config_json for row in rows})), f"{label_word(rows)} {spread}",
         )  # fmt: skip
     return table
 
@@ -62,9 +70,11 @@ def _best(row: TunedRow) -> str:
 
 def _honesty(request: TuneRequest, rows: Sequence[TunedRow]) -> str:
     if any(row.label is Label.MEASURED for row in rows):
-        return f"[bold]measured[/] on this machine's {request.device.name}, each candidate checked against its reference first."
+        return (
+            f"[bold]measured[/] on this machine's {request.device.name}, each candidate checked against its reference."
+        )
     return (
-        "[bold]estimated[/]: compiled for the target by Triton's own compiler and ranked by a static model, not run on a GPU. "
+        "[bold]estimated[/]: compiled for the target by Triton's own compiler and ranked by a static model, not run. "
         "Speeds are relative scores of that model; measure before you quote them."
     )
 
@@ -79,8 +89,8 @@ def _facts(outcome: TuneOutcome) -> list[str]:
     if compiles.asked:
         share = 100 * compiles.hits / compiles.asked
         lines.append(
-            f"{compiles.compiled} binaries compiled in {compiles.seconds:.0f} CPU-s; {compiles.hits} of {compiles.asked} "
-            f"asked for were known already ({share:.0f} %)."
+            f"{compiles.compiled} binaries compiled in {compiles.seconds:.0f} s of work; {compiles.hits} of "
+            f"{compiles.asked} asked for were known already ({share:.0f} %)."
         )
     path = shown(outcome.request.database)
     lines.append(f"Database: {path}. Every answer: autotune show; why one was chosen: autotune explain.")
@@ -128,11 +138,11 @@ def print_dry_run(request: TuneRequest, *, as_json: bool) -> None:
         shapes.setdefault((item.problem.kernel, item.problem.signature), []).append(item)
     for (kernel, signature), items in shapes.items():
         table.add_row(kernel, signature.replace(",", " "), batch_ranges([item.problem.batch for item in items]))
-    console = Console(width=None if Console().is_terminal else 150)
+    console = make_console()
     console.print(table)
     how = "measured here" if request.measures else "compiled ahead of time and estimated"
     console.print(
-        f"{request.model} for {request.device.name}: {len(problems)} cells, at most {request.trials} trials each, {how}. "
-        f"Nothing was tuned (dry run). Database: {shown(request.database)}",
+        f"{request.model} for {request.device.name}: {len(problems)} cells, at most {request.trials} trials each, "
+        f"{how}. Nothing was tuned (dry run). Database: {shown(request.database)}",
         highlight=False,
     )

@@ -33,7 +33,7 @@ Extra = Mapping[str, Mapping[str, tuple[Value, ...]]]
 
 @dataclass(frozen=True)
 class RunSettings:
-    """How to search: trials per cell, seconds for the whole run (None = no limit), seed, whether to take up old trials."""
+    """How to search: trials per cell, seconds for the whole run (None: no limit), seed, whether old trials count."""
 
     trials: int
     budget_s: float | None = None
@@ -126,7 +126,12 @@ class Tuner:
             note = "known"
         else:
             task = CellTask(
-                spec, problem, self._device, self._neighbours(problem), self._settings.trials, self._settings.seed
+                spec,
+                problem,
+                self._device,
+                self._neighbours(problem),
+                self._settings.trials,
+                self._settings.seed,
             )
             try:
                 result = tune_cell(
@@ -206,24 +211,36 @@ class Tuner:
         ranked = result.ranked()
         if not ranked:
             return None
-        best, default = ranked[0], result.evaluation_of(result.default)
-        default_value = default.value if default else None
-        shortlist = tuple(
-            Candidate(config_json=each.config.json(), score=each.value or 0.0) for each in ranked[:SHORTLIST]
-        )
-        common = {
-            "cell": cell, "label": self._objective.label, "env": self._env, "shortlist": shortlist,
-            "model_version": self._objective.model_version, "compute_units": self._device.compute_units,
-            "facts_json": best.facts.json() if best.facts else None,
-        }  # fmt: skip
-        if self._objective.label is Label.MEASURED:
-            row = measured_row(common, best, default_value)
-        else:
-            row = TunedRow(
-                **common, config_json=best.config.json(), score=best.value, score_default=default_value,
-            )  # fmt: skip
-        self._store.put_tuned(row)
+        best = ranked[0]
+        default = result.evaluation_of(result.default)
+        self._store.put_tuned(self._row(cell, result, best, default.value if default else None))
         return self._store.find(cell, compiler=compiler_digest(self._env))
+
+    def _row(self, cell: Cell, result: CellResult, best: Evaluation, default_value: float | None) -> TunedRow:
+        """The answer as a row. A measured one that does not beat the default by more than noise says "the default"."""
+        assert best.value is not None
+        is_measured = self._objective.label is Label.MEASURED
+        is_default = is_measured and default_value is not None and default_value < MEASURED_GAIN * best.value
+        answer = (result.evaluation_of(result.default) if is_default else None) or best
+        low, high = quantiles_of(answer.samples_us)
+        shortlist = [Candidate(config_json=each.config.json(), score=each.value or 0) for each in result.ranked()]
+        return TunedRow(
+            cell=cell,
+            label=self._objective.label,
+            env=self._env,
+            config_json=None if is_default else best.config.json(),
+            us_median=answer.value if is_measured else None,
+            us_p10=low,
+            us_p90=high,
+            samples=len(answer.samples_us),
+            us_default=default_value if is_measured else None,
+            score=None if is_measured else best.value,
+            score_default=None if is_measured else default_value,
+            model_version=self._objective.model_version,
+            shortlist=tuple(shortlist[:SHORTLIST]),
+            facts_json=answer.facts.json() if answer.facts else None,
+            compute_units=self._device.compute_units,
+        )
 
     def _note(self, row: TunedRow | None, result: CellResult) -> str:
         if row is None:
@@ -233,22 +250,13 @@ class Tuner:
         return f"{config}, {len(result.evaluations)} of {result.feasible_count} configs tried"
 
 
-def measured_row(common: Mapping[str, object], best: Evaluation, default_us: float | None) -> TunedRow:
-    """A measured answer: the best config, or "the default is best" when it does not win by more than noise."""
-    import numpy as np
-
-    assert best.value is not None
-    wins = default_us is None or default_us >= MEASURED_GAIN * best.value
-    low, high = np.percentile(best.samples_us, [10, 90]) if best.samples_us else (best.value, best.value)
-    return TunedRow(
-        **common,  # type: ignore[arg-type]
-        config_json=best.config.json() if wins else None,
-        us_median=best.value if wins else default_us,
-        us_p10=float(low) if wins else None,
-        us_p90=float(high) if wins else None,
-        samples=max(1, len(best.samples_us)),
-        us_default=default_us,
-    )
+def quantiles_of(samples_us: Sequence[float]) -> tuple[float | None, float | None]:
+    """The 10th and 90th percentile of raw samples; None without any."""
+    if not samples_us:
+        return None, None
+    ordered = sorted(samples_us)
+    last = len(ordered) - 1
+    return ordered[round(0.1 * last)], ordered[round(0.9 * last)]
 
 
 def cell_of(problem: Problem, device: Device, spec: KernelSpec) -> Cell:
@@ -261,4 +269,3 @@ def cell_of(problem: Problem, device: Device, spec: KernelSpec) -> Cell:
 
 def _shape(problem: Problem) -> str:
     return f"{problem.kernel}|{problem.signature}|{problem.dtype}"
-

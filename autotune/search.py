@@ -1,8 +1,8 @@
 """Search: Optuna's TPE by ask and tell over an enumerated feasible set, as a deterministic proposer of rows.
 
 Why so (60 runs of 100 trials on a synthetic GEMM landscape, and replays of recorded spaces): ordinals are told as ranks
-(`suggest_int` indices), since as categoricals they cost twice the trials; proposals are snapped to configs that are legal
-and not yet tried; failures are told as a penalty of 1.5 x the worst valid value, because TPE ignores failed trials.
+(`suggest_int` indices), since as categoricals they cost twice the trials; proposals are snapped to configs that are
+legal and not yet tried; failures are told as a penalty of 1.5 x the worst valid value, since TPE ignores failed trials.
 """
 
 from __future__ import annotations

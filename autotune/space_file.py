@@ -43,7 +43,8 @@ def _parameters(path: Path, kernel: str, parameters: object) -> dict[str, tuple[
     for name, values in parameters.items():
         if not isinstance(values, list) or not 1 <= len(values) <= MAX_VALUES or not all(map(_is_value, values)):
             raise SpaceFileError(
-                f"{path}: {kernel}.{name} is {str(values)[:60]!r}, expected a list of 1 to {MAX_VALUES} positive integers or words"
+                f"{path}: {kernel}.{name} is {str(values)[:60]!r}, "
+                f"expected a list of 1 to {MAX_VALUES} positive integers or words"
             )
         found[name] = tuple(values)
     return found

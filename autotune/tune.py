@@ -81,8 +81,7 @@ def _tune_estimated(request: TuneRequest, store: ConfigStore, progress: Progress
 
 
 def _tune_measured(request: TuneRequest, store: ConfigStore, progress: Progress) -> TuneOutcome:
-    from .gpu_worker_client import GpuWorker
-    from .measured_objective import MeasuredObjective
+    from .measured_objective import GpuWorker, MeasuredObjective
 
     progress.say(f"Measuring on {request.device.name}: every candidate is checked against the reference, then timed.")
     with GpuWorker(request.device) as worker:

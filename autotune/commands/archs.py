@@ -33,8 +33,9 @@ def archs(name: str | None, as_json: bool) -> None:
     if as_json:
         _echo_json([_plain(device) for device in devices])
         return
-    from rich.console import Console
     from rich.table import Table
+
+    from ..console import make_console
 
     table = Table("device", "arch", "CUs / SMs", "XCDs", "LDS / shared", "memory", "bandwidth", "bf16 peak", box=None)
     for device in devices:
@@ -43,10 +44,13 @@ def archs(name: str | None, as_json: bool) -> None:
             f"{device.arch.shared_limit_bytes // 1024} KiB", f"{device.memory_gib:g} GiB",
             f"{device.hbm_gbps / 1000:.2f} TB/s", f"{device.peak_tflops['bf16']:.0f} TFLOP/s",
         )  # fmt: skip
-    console = Console()
+    console = make_console()
     console.print(table)
     defaults: dict[str, Device] = {device.arch.name: device_of(device.arch.name, None) for device in devices}
-    console.print("An architecture alone means: " + ", ".join(f"{a} = {d.name}" for a, d in defaults.items()), highlight=False)
+    console.print(
+        "An architecture alone means: " + ", ".join(f"{a} = {d.name}" for a, d in defaults.items()),
+        highlight=False,
+    )
 
 
 def _show_one(device: object, as_json: bool) -> None:
@@ -57,8 +61,9 @@ def _show_one(device: object, as_json: bool) -> None:
     if as_json:
         _echo_json(plain)
         return
-    from rich.console import Console
     from rich.table import Table
+
+    from ..console import make_console
 
     table = Table("figure", "value", "source", box=None)
     for owner, sources in ((device.arch, device.arch.sources), (device, device.sources)):
@@ -68,7 +73,7 @@ def _show_one(device: object, as_json: bool) -> None:
                 continue
             shown = ", ".join(f"{k} {v:g}" for k, v in value.items()) if isinstance(value, dict) else str(value)
             table.add_row(field.name, shown, sources.get(field.name, ""))
-    Console().print(table)
+    make_console().print(table)
 
 
 def _plain(device: object) -> dict[str, object]:
@@ -78,7 +83,9 @@ def _plain(device: object) -> dict[str, object]:
     values: dict[str, object] = {}
     for field in dataclasses.fields(device):
         value = getattr(device, field.name)
-        values[field.name] = device.arch.name if field.name == "arch" else dict(value) if hasattr(value, "keys") else value
+        values[field.name] = (
+            device.arch.name if field.name == "arch" else dict(value) if hasattr(value, "keys") else value
+        )
     return values
 
 

@@ -25,8 +25,18 @@ class Finding:
 
 
 @click.command(short_help="Check the installation and the database.")
-@click.option("--compile", "compiles", is_flag=True, help="Compile every stored answer again and check that it fits its chip.")
-@click.option("--jobs", type=click.IntRange(1), default=None, help="Compile workers. [default: the CPUs of this machine]")
+@click.option(
+    "--compile",
+    "compiles",
+    is_flag=True,
+    help="Compile every stored answer again and check that it fits its chip.",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    default=None,
+    help="Compile workers. [default: the CPUs of this machine]",
+)
 @database_option
 @json_option
 def doctor(compiles: bool, jobs: int | None, database: str | None, as_json: bool) -> int:
@@ -46,8 +56,8 @@ def doctor(compiles: bool, jobs: int | None, database: str | None, as_json: bool
     if compiles and path.exists():
         from ..recheck import recheck
 
-        finding = recheck(path, jobs or len(os.sched_getaffinity(0)))
-        findings.append(Finding("stored answers compile", *finding))
+        is_sound, text = recheck(path, jobs or len(os.sched_getaffinity(0)))
+        findings.append(Finding("stored answers compile", is_sound, text))
         if not as_json:
             _say(findings[-1])
     if as_json:
@@ -76,7 +86,12 @@ def _packages() -> Iterator[Finding]:
     from ..environment import installed_version
 
     yield Finding("paiton", True, __version__)
-    for package, lowest in (("torch", (2, 11)), ("triton", (3, 6)), ("optuna", (5, 0)), ("sqlalchemy", (2, 0))):
+    for package, lowest in (
+        ("torch", (2, 11)),
+        ("triton", (3, 6)),
+        ("optuna", (5, 0)),
+        ("sqlalchemy", (2, 0)),
+    ):
         found = installed_version(package)
         wanted = ".".join(map(str, lowest))
         is_sound = bool(found) and tuple(int(part) for part in found.split(".")[:2]) >= lowest
@@ -110,7 +125,11 @@ def _variables(environ: os._Environ[str]) -> Iterator[Finding]:
             hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(KNOWN_VARIABLES)}"
             yield Finding("environment", False, f"{name} is set but means nothing{hint}")
     if environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
-        yield Finding("environment", False, "TRITON_INTERPRET is set: kernels would run in Triton's interpreter, not on the GPU")
+        yield Finding(
+            "environment",
+            False,
+            "TRITON_INTERPRET is set: kernels would run in Triton's interpreter, not on the GPU",
+        )
 
 
 def _database(path: Path) -> Finding:

@@ -20,19 +20,30 @@ if TYPE_CHECKING:
 @click.option("--device", help="Product where an architecture has several.")
 @click.option("--model", required=True, help="Built-in name, path of a config.json or its folder, or a hub id.")
 @click.option("--kernel", required=True, help="The kernel, e.g. moe_gate_up.")
-@click.option("--batch", type=click.IntRange(1), required=True, help="Tokens of a forward pass; any number, tuned or not.")
+@click.option(
+    "--batch",
+    type=click.IntRange(1),
+    required=True,
+    help="Tokens of a forward pass; any number, tuned or not.",
+)
 @click.option("--prefill", is_flag=True, help="The batch is a prompt length.")
-@click.option("--context", type=click.IntRange(1), default=4096, show_default=True, help="Cached tokens per sequence in decode.")
+@click.option(
+    "--context",
+    type=click.IntRange(1),
+    default=4096,
+    show_default=True,
+    help="Cached tokens per sequence in decode.",
+)
 @click.option("--dtype", default="bf16", show_default=True, help="Element type.")
 @click.option("--tp", type=click.IntRange(1), default=1, show_default=True, help="Tensor-parallel degree.")
 @database_option
 @json_option
 def explain(
-    arch: str, device: str | None, model: str, kernel: str, batch: int, prefill: bool, context: int, dtype: str, tp: int,
-    database: str | None, as_json: bool,
+    arch: str, device: str | None, model: str, kernel: str, batch: int, prefill: bool, context: int, dtype: str,
+    tp: int, database: str | None, as_json: bool,
 ) -> int:  # fmt: skip
-    """Explain which config a problem gets: the row that answers, what was rejected and which key field differed, what the
-    search space forbids, and how the static model sees the config.
+    """Explain which config a problem gets: the row that answers, what was rejected and which key field differed, what
+    the search space forbids, and how the static model sees the config.
 
     \b
     Example:
@@ -78,7 +89,8 @@ def _print_json(explanation: Explanation, config: Config) -> None:
         "label": answer.label.name.lower() if answer.label is not None else None,
         "reason": answer.reason,
         "considered": [
-            {"cell": str(each.row.cell), "differs": each.differs, "verdict": each.verdict} for each in explanation.considered
+            {"cell": str(each.row.cell), "differs": each.differs, "verdict": each.verdict}
+            for each in explanation.considered
         ],
     }
     click.echo(json.dumps(plain))
@@ -96,24 +108,41 @@ def _print_text(explanation: Explanation, problem: Problem, device: Device, conf
     if answer.row is not None:
         won = gain(answer.row)
         env = answer.row.env
-        click.echo(f"  evidence  {answer.row.label.name.lower()}" + (f", {won:.2f}x the default" if won else "") + f" ({env.policy})")
+        click.echo(
+            f"  evidence  {answer.row.label.name.lower()}"
+            + (f", {won:.2f}x the default" if won else "")
+            + f" ({env.policy})"
+        )
         click.echo(f"  made by   Paiton {env.paiton}, Triton {env.triton}, torch {env.torch}")
         for position, candidate in enumerate(answer.row.shortlist[:4]):
             ratio = candidate.score / answer.row.shortlist[0].score
-            click.echo(f"  {'shortlist' if position == 0 else '         '} {ratio:5.2f}  {_config_text(candidate.config_json)}")
+            click.echo(
+                f"  {'shortlist' if position == 0 else '         '} {ratio:5.2f}  {_config_text(candidate.config_json)}"
+            )
     space = space_of(problem.kernel)
     feasible = space.enumerate(problem, device)
-    click.echo(f"  space     {len(feasible)} of {feasible.raw_count} configs are legal on {device.name}; the rules that forbid the others:")
+    click.echo(
+        f"  space     {len(feasible)} of {feasible.raw_count} configs are legal on {device.name}; "
+        "the rules that forbid the others:"
+    )
     for reason, count in sorted(feasible.rejected, key=lambda each: -each[1])[:8]:
         click.echo(f"            {count:7d}  {reason}")
-    click.echo("  model     terms of the static model for this config, microseconds unless said (relative, never a measured time):")
+    click.echo(
+        "  model     terms of the static model for this config, in microseconds unless said (never a measured time):"
+    )
     for name, value in explain_us(problem, device, config).items():
-        click.echo(f"            {name:24s} {value:.4g}" if isinstance(value, (int, float)) else f"            {name:24s} {value}")
+        click.echo(
+            f"            {name:24s} {value:.4g}"
+            if isinstance(value, (int, float))
+            else f"            {name:24s} {value}"
+        )
     others = [each for each in explanation.considered if each.verdict != "served"]
     if others:
         click.echo(f"  rejected  {len(others)} other rows of this kernel, the nearest:")
         for each in others[:5]:
-            click.echo(f"            {', '.join(each.differs) or '(same cell)'} differ: {each.row.cell}: {each.verdict}")
+            click.echo(
+                f"            {', '.join(each.differs) or '(same cell)'} differ: {each.row.cell}: {each.verdict}"
+            )
 
 
 def _config_text(config_json: str) -> str:

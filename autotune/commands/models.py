@@ -23,10 +23,10 @@ def models(name: str | None, tp: int, as_json: bool) -> None:
     import dataclasses
     import json
 
-    from rich.console import Console
     from rich.table import Table
 
     from ...search_spaces.presets import PRESETS
+    from ..console import make_console
     from .options import model_of
 
     if name is None:
@@ -40,7 +40,7 @@ def models(name: str | None, tp: int, as_json: bool) -> None:
                 model.name, model.family, str(model.layers), str(model.hidden), f"{model.q_heads}/{model.kv_heads}",
                 str(model.head_dim), experts,
             )  # fmt: skip
-        Console().print(table)
+        make_console().print(table)
         return
     from ...search_spaces.model_spec import ModelError
     from ...search_spaces.workload import problems
@@ -69,4 +69,4 @@ def models(name: str | None, tp: int, as_json: bool) -> None:
     table = Table("kernel", "problem", "phase", "calls per step", "tokens", box=None)
     for (kernel, signature, phase, calls), batches in shapes.items():
         table.add_row(kernel, signature, phase, str(calls), ",".join(map(str, batches)))
-    Console().print(table)
+    make_console().print(table)

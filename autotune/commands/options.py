@@ -33,36 +33,26 @@ def json_option(function: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")(function)
 
 
-class IntegerList(click.ParamType):
-    """Comma-separated positive integers: `1,2,4`."""
-
-    name = "N,N,..."
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        """Text to a tuple, each number once, ascending."""
-        if isinstance(value, tuple):
-            return value
-        numbers = []
-        for part in str(value).split(","):
-            if not re.fullmatch(r"[1-9]\d{0,8}", part.strip()):
-                self.fail(f"{part.strip()!r} in {value!r} is not a positive integer; expected e.g. 1,2,4", param, ctx)
-            numbers.append(int(part))
-        return tuple(sorted(set(numbers)))
+def integer_list(context: click.Context, option: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    """Callback for comma-separated positive integers: `1,2,4` to a tuple, each number once, ascending."""
+    if value is None:
+        return None
+    numbers = []
+    for part in value.split(","):
+        if not re.fullmatch(r"[1-9]\d{0,8}", part.strip()):
+            raise click.BadParameter(f"{part.strip()!r} in {value!r} is not a positive integer; expected e.g. 1,2,4")
+        numbers.append(int(part))
+    return tuple(sorted(set(numbers)))
 
 
-class Duration(click.ParamType):
-    """A time such as `90s`, `10m` or `1.5h`; a bare number is seconds."""
-
-    name = "TIME"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Text to seconds."""
-        if isinstance(value, float):
-            return value
-        found = _DURATION.fullmatch(str(value).strip())
-        if found is None or float(found.group(1)) <= 0:
-            self.fail(f"{value!r} is not a time; expected e.g. 90s, 10m or 1.5h", param, ctx)
-        return float(found.group(1)) * _SECONDS[found.group(2) or "s"]
+def seconds(context: click.Context, option: click.Parameter, value: str | None) -> float | None:
+    """Callback for a time such as `90s`, `10m` or `1.5h`; a bare number is seconds."""
+    if value is None:
+        return None
+    found = _DURATION.fullmatch(value.strip())
+    if found is None or float(found.group(1)) <= 0:
+        raise click.BadParameter(f"{value!r} is not a time; expected e.g. 90s, 10m or 1.5h")
+    return float(found.group(1)) * _SECONDS[found.group(2) or "s"]
 
 
 def database_path_of(database: str | None) -> Path:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import Duration, IntegerList, database_option, database_path_of, json_option
+from .options import database_option, database_path_of, integer_list, json_option, seconds
 
 if TYPE_CHECKING:
     from ..tune import TuneRequest
@@ -20,15 +20,57 @@ if TYPE_CHECKING:
 @click.option("--device", help="Product where an architecture has several: gfx942 alone means MI300X.")
 @click.option("--model", required=True, help="Built-in name, path of a config.json or its folder, or a hub id.")
 @click.option("--kernel", "kernels", multiple=True, metavar="NAME", help="Only this kernel; repeat for more.")
-@click.option("--batch-sizes", type=IntegerList(), default=None, help="Decode batch sizes. [default: 1,2,4,8,16,24,32,64,128,256]")
-@click.option("--prefill-lengths", type=IntegerList(), default=None, help="Prompt lengths. [default: 512,1024,2048,4096,8192]")
-@click.option("--context", type=click.IntRange(1), default=4096, show_default=True, help="Cached tokens per sequence in decode.")
+@click.option(
+    "--batch-sizes",
+    metavar="N,N,...",
+    callback=integer_list,
+    default=None,
+    help="Decode batch sizes. [default: 1,2,4,8,16,24,32,64,128,256]",
+)
+@click.option(
+    "--prefill-lengths",
+    metavar="N,N,...",
+    callback=integer_list,
+    default=None,
+    help="Prompt lengths. [default: 512,1024,2048,4096,8192]",
+)
+@click.option(
+    "--context",
+    type=click.IntRange(1),
+    default=4096,
+    show_default=True,
+    help="Cached tokens per sequence in decode.",
+)
 @click.option("--dtype", default="bf16", show_default=True, help="Element type: bf16, fp16 or fp32.")
-@click.option("--tp", type=click.IntRange(1), default=1, show_default=True, help="Tensor-parallel degree: tune one rank's shard.")
-@click.option("--trials", type=click.IntRange(1), default=None, help="Configs to try per cell. [default: 24 estimated, 80 measured]")
-@click.option("--budget", type=Duration(), default=None, help="Time for the whole run, such as 10m; cells share it.")
-@click.option("--jobs", type=click.IntRange(1), default=None, help="Compile workers. [default: the CPUs of this machine]")
-@click.option("--timeout", type=Duration(), default=30.0, help="Limit for one compile.  [default: 30s]")
+@click.option(
+    "--tp",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Tensor-parallel degree: tune one rank's shard.",
+)
+@click.option(
+    "--trials",
+    type=click.IntRange(1),
+    default=None,
+    help="Configs to try per cell. [default: 24 estimated, 80 measured]",
+)
+@click.option(
+    "--budget",
+    metavar="TIME",
+    callback=seconds,
+    default=None,
+    help="Time for the whole run, such as 10m; cells share it.",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    default=None,
+    help="Compile workers. [default: the CPUs of this machine]",
+)
+@click.option(
+    "--timeout", metavar="TIME", callback=seconds, default="30s", show_default=True, help="Limit for one compile."
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same answer.")
 @click.option("--resume/--no-resume", default=True, show_default=True, help="Take up the trials of earlier runs.")
 @click.option("--estimate", is_flag=True, help="Estimate even where the GPU is present.")

@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 @database_option
 @json_option
 def show(
-    arch: str | None, device: str | None, kernel: str | None, batch: int | None, trials: bool, database: str | None, as_json: bool
+    arch: str | None,
+    device: str | None,
+    kernel: str | None,
+    batch: int | None,
+    trials: bool,
+    database: str | None,
+    as_json: bool,
 ) -> int:
     """Show the stored answers: config, label, gain over the default, and what the compiler said of it.
 
@@ -58,8 +64,9 @@ def show(
 def _show_trials(counts: Any, as_json: bool) -> None:
     import json
 
-    from rich.console import Console
     from rich.table import Table
+
+    from ..console import make_console
 
     if as_json:
         click.echo(json.dumps([{"cell": str(cell), "trials": count} for cell, count in counts.items()]))
@@ -67,27 +74,42 @@ def _show_trials(counts: Any, as_json: bool) -> None:
     table = Table("device", "kernel", "problem", "dtype", "tokens", "trials", box=None, pad_edge=False)
     for cell, count in counts.items():
         table.add_row(cell.device, cell.kernel, cell.signature, cell.dtype, str(cell.batch), str(count))
-    Console(width=None if Console().is_terminal else 150).print(table)
+    make_console().print(table)
 
 
 def _print_table(rows: list[TunedRow]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from ...search_spaces.config import Config
     from ..answers import gain
+    from ..console import make_console
 
-    table = Table("device", "kernel", "problem", "tokens", "config", "label", "vs default", "registers", "LDS", box=None, pad_edge=False)
+    table = Table(
+        "device",
+        "kernel",
+        "problem",
+        "tokens",
+        "config",
+        "label",
+        "vs default",
+        "registers",
+        "LDS",
+        box=None,
+        pad_edge=False,
+    )
     for row in rows:
         facts = _facts(row)
         won = gain(row)
         table.add_row(
             row.cell.device, row.cell.kernel, row.cell.signature.replace(",", " "), str(row.cell.batch),
             str(Config.from_json(row.config_json)) if row.config_json else "the default is best",
-            row.label.name.lower(), f"{won:.2f}x" if won else "-", str(facts.get("registers", "-")), str(facts.get("shared_bytes", "-")),
+            row.label.name.lower(), f"{won:.2f}x" if won else "-", str(facts.get("registers", "-")),
+            str(facts.get("shared_bytes", "-")),
         )  # fmt: skip
-    Console(width=None if Console().is_terminal else 220).print(table)
-    click.echo("estimated = compiled for the target and ranked by a static model, not run; measured = timed on the device.")
+    make_console(220).print(table)
+    click.echo(
+        "estimated = compiled for the target and ranked by a static model, not run; measured = timed on the device."
+    )
 
 
 def _facts(row: TunedRow) -> dict[str, Any]:

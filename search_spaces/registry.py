@@ -19,7 +19,7 @@ _HOMES = {
     "moe_grouped": "moe_grouped:MOE_GROUPED",
     "attention_decode": "attention:ATTENTION_DECODE",
     "attention_decode_fused": "attention:ATTENTION_DECODE_FUSED",
-    "attention_prefill": "attention:ATTENTION_PREFILL",
+    "attention_prefill": "attention_prefill:ATTENTION_PREFILL",
 }
 KERNEL_NAMES = tuple(_HOMES)
 

@@ -1,0 +1,102 @@
+"""The search space of prefill attention: causal flash attention of one prompt."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .arch import Device
+from .attention import MIN_ROWS, AttentionPrefillProblem
+from .config import Config
+from .space import Choices, Columns, Constraint, Mask, SearchSpace, vendor_knobs
+from .work import Work
+
+BLOCK_M_CHOICES = (16, 32, 64, 128, 256)
+BLOCK_N_CHOICES = (16, 32, 64, 128)
+WARP_CHOICES = (1, 2, 4, 8)
+MAX_ACCUMULATORS_PER_THREAD = 128
+VECTOR_BYTES = 16
+
+
+def _choices(problem: AttentionPrefillProblem, device: Device) -> Choices:
+    """No warp specialisation: see the note in docs/log.md."""
+    stages = (1, 2, 3) if device.arch.is_amd else (1, 2, 3, 4)
+    return {
+        "BLOCK_M": BLOCK_M_CHOICES,
+        "BLOCK_N": BLOCK_N_CHOICES,
+        "num_warps": WARP_CHOICES,
+        "num_stages": stages,
+        **vendor_knobs(device, has_dot=True),
+    }
+
+
+def _blocks_fit_prompt(columns: Columns, problem: AttentionPrefillProblem, device: Device) -> Mask:
+    fits = np.ones(len(columns["BLOCK_M"]), np.bool_)
+    for name in ("BLOCK_M", "BLOCK_N"):
+        fits &= (columns[name] == MIN_ROWS) | (columns[name] < 2 * problem.batch)
+    return fits
+
+
+def _warps_have_rows(columns: Columns, problem: AttentionPrefillProblem, device: Device) -> Mask:
+    side = columns.get("matrix_instr_nonkdim", MIN_ROWS)
+    return np.asarray(columns["BLOCK_M"] >= side * columns["num_warps"], np.bool_)
+
+
+def _matrix_instruction_fits(columns: Columns, problem: AttentionPrefillProblem, device: Device) -> Mask:
+    side = columns.get("matrix_instr_nonkdim", MIN_ROWS)
+    return np.asarray((side <= columns["BLOCK_N"]) & (side <= problem.block_d), np.bool_)
+
+
+def _accumulators_fit(columns: Columns, problem: AttentionPrefillProblem, device: Device) -> Mask:
+    threads = columns["num_warps"] * device.arch.wave_size
+    elements = columns["BLOCK_M"] * (problem.block_d + columns["BLOCK_N"])
+    return np.asarray(elements <= MAX_ACCUMULATORS_PER_THREAD * threads, np.bool_)
+
+
+def _loads_are_wide(columns: Columns, problem: AttentionPrefillProblem, device: Device) -> Mask:
+    threads = columns["num_warps"] * device.arch.wave_size
+    return np.asarray(columns["BLOCK_N"] * problem.block_d * problem.itemsize >= VECTOR_BYTES * threads, np.bool_)
+
+
+CONSTRAINTS = (
+    Constraint("a block must not pass the prompt by a power of two or more", _blocks_fit_prompt),
+    Constraint(
+        "every warp must own as many rows as its matrix instruction has (the softmax runs along rows)",
+        _warps_have_rows,
+    ),
+    Constraint("the matrix instruction must not be wider than a tile", _matrix_instruction_fits),
+    Constraint(f"a thread must not hold more than {MAX_ACCUMULATORS_PER_THREAD} scores and sums", _accumulators_fit),
+    Constraint("each thread must have at least one 16-byte load of a K block", _loads_are_wide),
+)
+
+
+def _default(problem: AttentionPrefillProblem, device: Device) -> Config:
+    """128 queries by 64 keys, 4 warps on AMD and 8 on NVIDIA; fewer queries for a short prompt."""
+    block_m = 128
+    while block_m > MIN_ROWS and block_m >= 2 * problem.batch:
+        block_m //= 2
+    block_n = min(64, block_m)
+    warps = max(1, min(4 if device.arch.is_amd else 8, block_m // MIN_ROWS))
+    config = Config.of(BLOCK_M=block_m, BLOCK_N=block_n, num_warps=warps, num_stages=1)
+    if not device.arch.is_amd:
+        return config.replace(num_stages=3)
+    config = config.replace(waves_per_eu=2, matrix_instr_nonkdim=16)
+    return config.replace(kpack=1) if device.arch.allows_kpack else config
+
+
+def _work(problem: AttentionPrefillProblem) -> Work:
+    """q K^T and P V over the seen pairs; q, k and v in, the result out, each once."""
+    tokens = problem.batch
+    window = min(problem.window or tokens, tokens)
+    pairs = window * (window + 1) // 2 + (tokens - window) * window
+    elements = 2 * tokens * (problem.q_heads + problem.kv_heads) * problem.head_dim
+    return Work(flops=4.0 * pairs * problem.q_heads * problem.head_dim, bytes=float(elements * problem.itemsize))
+
+
+ATTENTION_PREFILL = SearchSpace(
+    kernel="attention_prefill",
+    problem_type=AttentionPrefillProblem,
+    choices=_choices,
+    constraints=CONSTRAINTS,
+    default=_default,
+    work=_work,
+)

@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paiton.search_spaces.arch import resolve
 from paiton.search_spaces.hf_config import parse_config
 from paiton.search_spaces.load_model import MAX_CONFIG_BYTES, load_model
 from paiton.search_spaces.model_spec import ModelError, ModelSpec
 from paiton.search_spaces.presets import ALIASES, PRESETS
+from paiton.search_spaces.registry import space_of
 from paiton.search_spaces.workload import (
     DECODE_BATCH_SIZES,
     PREFILL_LENGTHS,
@@ -154,9 +156,7 @@ def test_tensor_parallel_shards_of_qwen3_30b(tp: int, q_heads: int, kv_heads: in
     assert steps["linear[bias=0,k=2048,n=128,residual=0]"] == 48
     assert steps["router[experts=128,renormalize=1,top_k=8]"] == 48
     assert steps["rms_norm[hidden=2048]"] == (49 if tp == 1 else 1)
-    assert (
-        f"attention_decode[context=4096,head_dim=128,kv_heads={kv_heads},q_heads={q_heads},window=0]" in steps
-    )
+    assert f"attention_decode[context=4096,head_dim=128,kv_heads={kv_heads},q_heads={q_heads},window=0]" in steps
 
 
 def test_the_vocabulary_is_padded_for_a_shard() -> None:
@@ -249,17 +249,13 @@ def _same_shape(left: ModelSpec, right: ModelSpec) -> bool:
     ("config", "preset"),
     [(QWEN3_MOE, "Qwen3-30B-A3B"), (QWQ, "QwQ-32B"), (MIXTRAL, "Mixtral-8x7B"), (LLAMA, "Llama-3.1-8B")],
 )
-def test_a_config_file_gives_what_the_preset_says(
-    tmp_path: Path, config: dict[str, Any], preset: str
-) -> None:
+def test_a_config_file_gives_what_the_preset_says(tmp_path: Path, config: dict[str, Any], preset: str) -> None:
     folder = tmp_path / "some-model"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     assert _same_shape(load_model(str(folder)), load_model(preset))
     assert load_model(str(folder / "config.json")).name == "some-model"
-    assert _same_shape(
-        parse_config({"model_type": "any", "text_config": config}, "nested"), load_model(preset)
-    )
+    assert _same_shape(parse_config({"model_type": "any", "text_config": config}, "nested"), load_model(preset))
 
 
 def test_the_dialects() -> None:
@@ -342,8 +338,7 @@ def test_an_empty_config_names_all_that_is_missing() -> None:
     with pytest.raises(ModelError) as raised:
         parse_config({}, "empty")
     assert str(raised.value) == (
-        "empty: missing model_type, num_hidden_layers, hidden_size, num_attention_heads, vocab_size, "
-        "intermediate_size"
+        "empty: missing model_type, num_hidden_layers, hidden_size, num_attention_heads, vocab_size, intermediate_size"
     )
 
 
@@ -376,9 +371,7 @@ def test_a_file_that_cannot_be_a_config(tmp_path: Path, content: bytes, message:
 
 def test_a_path_that_cannot_be_read(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nothing.json", "./no-such-folder/", "~no_such_user/config.json"):
-        with pytest.raises(
-            ModelError, match=r"no file '.*'; expected a config.json, or a folder that holds one"
-        ):
+        with pytest.raises(ModelError, match=r"no file '.*'; expected a config.json, or a folder that holds one"):
             load_model(str(path))
 
 
@@ -405,18 +398,11 @@ def test_a_hub_id_is_asked_of_the_resolver_and_a_preset_is_not() -> None:
 
 
 _values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(max_size=8)
-    | st.sampled_from([1, 2, 64, 128]),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from([1, 2, 64, 128]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
     max_leaves=4,
 )
-_keys = st.sampled_from(
-    [*QWEN3_MOE, *MIXTRAL, "text_config", "layer_types", "shared_expert_intermediate_size"]
-)
+_keys = st.sampled_from([*QWEN3_MOE, *MIXTRAL, "text_config", "layer_types", "shared_expert_intermediate_size"])
 _families = st.sampled_from(["qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "qwen2", "llama", "mistral"])
 
 
@@ -438,3 +424,13 @@ def test_any_json_gives_one_line(config: object) -> None:
     with pytest.raises(ModelError) as raised:
         parse_config(config, "m")
     assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(("model", "tp"), [("Qwen3-30B-A3B", 1), ("Qwen2-57B-A14B", 4), ("Llama-3.2-1B", 8)])
+@pytest.mark.parametrize("device", ["gfx942", "sm_90"])
+def test_every_problem_has_a_legal_config(model: str, tp: int, device: str) -> None:
+    """Shards and gates make sizes that no one would choose: a projection to one column, a single KV head."""
+    for item in problems(load_model(model), batch_sizes=[1, 64], prefill_lengths=[512], tp=tp):
+        space = space_of(item.problem.kernel)
+        config = space.default_config(item.problem, resolve(device))
+        assert space.faults(config, item.problem, resolve(device)) == []

@@ -35,9 +35,7 @@ _CAPABILITY = re.compile(
 )
 # Products that share a catalogue name but not its figures, and close relatives of a product of the catalogue.
 _OTHER_VARIANT = re.compile(r"\b(PCIe|NVL|40GB|64GB|CNX|MIG|DGX Spark)\b", re.IGNORECASE)
-_PRODUCT_LIKE = re.compile(
-    r"nvidia|amd|instinct|tesla|geforce|radeon|^(?:mi|[a-z]{1,2})[0-9]{2,3}", re.IGNORECASE
-)
+_PRODUCT_LIKE = re.compile(r"nvidia|amd|instinct|tesla|geforce|radeon|^(?:mi|[a-z]{1,2})[0-9]{2,3}", re.IGNORECASE)
 
 
 def known_archs() -> tuple[Arch, ...]:
@@ -96,9 +94,7 @@ def arch_named(name: str) -> Arch:
 
 def device_named(name: str) -> Device:
     """The device of a catalogue name or a torch device name, in any case. Raises `UnknownDevice`."""
-    matches = [
-        each for each in DEVICES if re.search(rf"(?<![a-z0-9]){each.name}(?![a-z0-9])", name, re.IGNORECASE)
-    ]
+    matches = [each for each in DEVICES if re.search(rf"(?<![a-z0-9]){each.name}(?![a-z0-9])", name, re.IGNORECASE)]
     if len(matches) == 1 and not _OTHER_VARIANT.search(name):
         return matches[0]
     if len(matches) == 1:
@@ -108,8 +104,7 @@ def device_named(name: str) -> Device:
             f"catalogue; to use those all the same give arch {same.arch.name} and device {same.name}"
         )
     raise UnknownDevice(
-        f"unknown device {_shown(name)}, nearest known is {_nearest_device(name)}; "
-        f"known devices: {_names(DEVICES)}"
+        f"unknown device {_shown(name)}, nearest known is {_nearest_device(name)}; known devices: {_names(DEVICES)}"
     )
 
 
@@ -150,9 +145,7 @@ def _nearest_arch(text: str) -> str:
     """Nearest by number within the vendor (gfx numbers are hexadecimal), else by spelling."""
     name = _canonical_arch(text.strip())
     if name is None:
-        close = difflib.get_close_matches(
-            text.strip().lower(), [arch.name for arch in ARCHS], n=1, cutoff=0.0
-        )
+        close = difflib.get_close_matches(text.strip().lower(), [arch.name for arch in ARCHS], n=1, cutoff=0.0)
         return close[0] if close else ARCHS[0].name
 
     def number(arch: str) -> int:

@@ -34,9 +34,7 @@ def _amd_arch(name: str, *, lds: int, fp8: str | None, kpack: bool) -> Arch:
     )  # fmt: skip
 
 
-def _nvidia_arch(
-    capability: int, *, shared: int, fp8: str | None, tma: bool, tensor_memory: bool = False
-) -> Arch:
+def _nvidia_arch(capability: int, *, shared: int, fp8: str | None, tma: bool, tensor_memory: bool = False) -> Arch:
     return Arch(
         name=f"sm_{capability}", vendor="nvidia", wave_size=32, shared_limit_bytes=shared,
         registers_per_thread=255, registers_per_lane=512, max_waves_per_simd=16,

@@ -115,9 +115,7 @@ def test_device_chooses_among_the_products_of_the_arch() -> None:
     assert resolve("gfx942", device="MI325X").name == "MI325X"
     assert resolve("gfx942:xnack-", device="mi300a").name == "MI300A"
     assert resolve("sm_90", device="NVIDIA H200").name == "H200"
-    with pytest.raises(
-        UnknownDevice, match="device H200 is sm_90, not gfx942; gfx942 devices: MI300X, MI300A, MI325X"
-    ):
+    with pytest.raises(UnknownDevice, match="device H200 is sm_90, not gfx942; gfx942 devices: MI300X, MI300A, MI325X"):
         resolve("gfx942", device="H200")
     with pytest.raises(UnknownDevice, match="nearest known is MI325X"):
         resolve("gfx942", device="MI326X")
@@ -129,9 +127,7 @@ def test_features_are_read_from_the_target_id() -> None:
     assert parse_features("gfx942") == parse_features("sm_90") == {}
 
 
-@given(
-    st.one_of(st.text(max_size=200), st.from_regex(r"(gfx|sm_?|NVIDIA |MI|compute_)[0-9a-z. :+-]{0,12}\n?"))
-)
+@given(st.one_of(st.text(max_size=200), st.from_regex(r"(gfx|sm_?|NVIDIA |MI|compute_)[0-9a-z. :+-]{0,12}\n?")))
 def test_any_text_resolves_or_raises_one_line(text: str) -> None:
     try:
         device = resolve(text)
@@ -158,9 +154,7 @@ def test_every_figure_has_a_source(item: Arch | Device) -> None:
 @pytest.mark.parametrize("device", known_devices(), ids=str)
 def test_figures_agree_with_each_other(device: Device) -> None:
     flop_per_clk = device.peak_tflops["bf16"] * 1e3 / (device.compute_units * device.clock_ghz)
-    assert flop_per_clk == pytest.approx(
-        2 ** round(flop_per_clk).bit_length() / 2, rel=0.01
-    )  # a power of two
+    assert flop_per_clk == pytest.approx(2 ** round(flop_per_clk).bit_length() / 2, rel=0.01)  # a power of two
     assert device.peak_tflops["fp16"] == device.peak_tflops["bf16"] > device.peak_tflops["fp32"]
     assert ("fp8" in device.peak_tflops) == (device.arch.fp8_dtype is not None)
     assert device.compute_units % device.xcds == 0

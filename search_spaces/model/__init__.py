@@ -1,1 +1,1 @@
-"""The static performance model: modelled times of configs on a device that need not be there. See docs/model.md."""
+"""The static performance model: modelled times of configs on a device that may be absent (docs/model.md)."""

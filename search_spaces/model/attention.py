@@ -1,4 +1,4 @@
-"""Modelled launches of attention: split-KV decode, bound by the KV cache, and causal prefill, bound by the matrix units.
+"""Modelled launches of attention: split-KV decode, and causal prefill.
 
 Untested against any published winner: treat the ranking as a hint.
 """
@@ -11,11 +11,10 @@ from typing import Protocol
 import numpy as np
 
 from ..chip import Device
-from .closed_form import Array, Columns, DotTile, column, shared_bytes, uses_wgmma
-from .compiled import Compiled, known_or, residency, rows_of
-from .constants import ModelConstants, flop_per_clk
-from .moe import nothing
-from .physics import Loop, Timing, Traffic, chosen, kernel_timing, stream_timing
+from .closed_form import Array, DotTile, shared_bytes, uses_wgmma
+from .compiled import Candidates, LoopCounts, Residency, counted, residency
+from .constants import flop_per_clk
+from .physics import Loop, Timing, Traffic, chosen, kernel_timing, nothing, stream_timing
 
 _SOFTMAX_INSTRUCTIONS = 10.0
 """Vector instructions per score: scale, mask, maximum, exponential, sum, convert (assumed)."""
@@ -53,14 +52,13 @@ def padded_head(problem: AttentionDims) -> int:
     return max(MIN_ROWS, 1 << (problem.head_dim - 1).bit_length())
 
 
-def score_tile(problem: AttentionDims, columns: Columns, device: Device) -> DotTile:
-    """The q k^T of the main loop: [query rows, head_dim] x [head_dim, BLOCK_N]; decode packs the heads of a group."""
-    block_n = column(columns, "BLOCK_N", 64)
+def score_tile(problem: AttentionDims, case: Candidates) -> DotTile:
+    """The q k^T of the main loop: [query rows, head_dim] x [head_dim, BLOCK_N]; decode packs the heads."""
+    block_n = case.column("BLOCK_N", 64)
     group = max(MIN_ROWS, 1 << (problem.q_heads // problem.kv_heads - 1).bit_length())
-    rows = column(columns, "BLOCK_M", group)
-    stages = column(columns, "num_stages", 2.0 if device.arch.is_amd else 3.0)
+    rows = case.column("BLOCK_M", group)
     depth = np.full(len(block_n), float(padded_head(problem)))
-    return DotTile(rows, block_n, depth, column(columns, "num_warps", 4), stages, problem.itemsize)
+    return DotTile(rows, block_n, depth, case.warps, case.stages, problem.itemsize)
 
 
 def attention_shared_bytes(tile: DotTile, device: Device) -> Array:
@@ -80,17 +78,13 @@ def least_attention_shared_bytes(tile: DotTile, device: Device) -> Array:
 def _query_buffers(tile: DotTile, device: Device) -> Array:
     if device.arch.is_amd:
         return tile.left_bytes * np.maximum(tile.stages - 1, 1)
-    return tile.left_bytes * np.where(
-        uses_wgmma(tile, device.arch), tile.stages, np.maximum(tile.stages - 1, 1)
-    )
+    return tile.left_bytes * np.where(uses_wgmma(tile, device.arch), tile.stages, np.maximum(tile.stages - 1, 1))
 
 
-def decode_launches(
-    problem: AttentionDims, device: Device, constants: ModelConstants, columns: Columns, compiled: Compiled
-) -> dict[str, Timing]:
+def decode_launches(problem: AttentionDims, case: Candidates) -> dict[str, Timing]:
     """One program per sequence, kv head and split; a second launch combines the splits."""
-    tile = score_tile(problem, columns, device)
-    splits = column(columns, "SPLITS", 1)
+    tile = score_tile(problem, case)
+    splits = case.column("SPLITS", 1)
     context = problem.dims()["context"]
     seen = min(context, problem.window) if problem.window > 0 else context
     blocks = np.ceil(seen / tile.columns)
@@ -105,26 +99,24 @@ def decode_launches(
     zeros = np.zeros(len(kv))
     fused = problem.kernel == "attention_decode_fused"
     loop = replace(
-        _attention_loop(problem, tile, zeros, columns, compiled, device, constants),
-        programs=programs, iterations=run, hbm_bytes=kv, latency_ns=zeros + constants.hbm_ns, output_bytes=part,
+        _attention_loop(problem, tile, zeros, case),
+        programs=programs, iterations=run, hbm_bytes=kv, latency_ns=zeros + case.constants.hbm_ns,
+        output_bytes=part,
         setup_us=zeros + (_FUSED_SETUP_US if fused else 0.0),
     )  # fmt: skip
     query = problem.batch * problem.q_heads * problem.head_dim * problem.itemsize
     cache = 2.0 * heads * seen * problem.head_dim * problem.itemsize
     traffic = Traffic(hbm=zeros + cache + 2 * query, last_level=programs * run * kv, l2=programs * run * kv)
-    fit = _fit(problem, tile, columns, compiled, device, constants)
-    main = kernel_timing(loop, traffic, fit, heads * splits, device, constants)
-    rows = rows_of(columns)
+    fit = _residency(tile, case).programs
+    main = kernel_timing(loop, traffic, fit, heads * splits, case)
     parts = problem.batch * problem.q_heads * (splits * (problem.head_dim + 1) * 4.0) + query
-    combine = stream_timing(parts, zeros + problem.batch * problem.q_heads, rows, device, constants)
-    return {"attention": main, "combine": chosen(splits > 1, combine, nothing(rows))}
+    combine = stream_timing(parts, problem.batch * problem.q_heads, case)
+    return {"attention": main, "combine": chosen(splits > 1, combine, nothing(case))}
 
 
-def prefill_launches(
-    problem: AttentionDims, device: Device, constants: ModelConstants, columns: Columns, compiled: Compiled
-) -> dict[str, Timing]:
-    """One program per query head and row block; later rows see more keys, so the longest program sets the tail."""
-    tile = score_tile(problem, columns, device)
+def prefill_launches(problem: AttentionDims, case: Candidates) -> dict[str, Timing]:
+    """One program per query head and row block; later rows see more keys, the longest sets the tail."""
+    tile = score_tile(problem, case)
     tokens = problem.batch
     row_blocks = np.ceil(tokens / tile.rows)
     mean, longest = _causal_steps(tokens, problem.window, tile)
@@ -135,19 +127,17 @@ def prefill_launches(
     output = tile.rows * problem.head_dim * problem.itemsize
     zeros = np.zeros(len(output))
     loop = replace(
-        _attention_loop(problem, tile, column(columns, "WARP_SPECIALIZE", 0), columns, compiled, device, constants),
+        _attention_loop(problem, tile, case.column("WARP_SPECIALIZE", 0), case),
         programs=programs, iterations=mean, hbm_bytes=kv * first, l2_bytes=kv * (1 - first),
-        latency_ns=constants.hbm_ns * first + constants.l2_ns * (1 - first), output_bytes=output,
+        latency_ns=case.constants.hbm_ns * first + case.constants.l2_ns * (1 - first), output_bytes=output,
     )  # fmt: skip
     query = problem.q_heads * tokens * problem.head_dim * problem.itemsize
     reads = programs * mean * kv
-    traffic = Traffic(hbm=zeros + distinct + 2.0 * query, last_level=reads / device.xcds + distinct, l2=reads)
-    fit = _fit(problem, tile, columns, compiled, device, constants)
-    average = kernel_timing(loop, traffic, fit, programs, device, constants)
-    one_wave = np.minimum(programs, np.maximum(fit, 1) * device.compute_units)
-    slowest = kernel_timing(
-        replace(loop, programs=one_wave, iterations=longest), traffic, fit, programs, device, constants
-    )
+    traffic = Traffic(hbm=zeros + distinct + 2.0 * query, last_level=reads / case.device.xcds + distinct, l2=reads)
+    fit = _residency(tile, case).programs
+    average = kernel_timing(loop, traffic, fit, programs, case)
+    one_wave = np.minimum(programs, np.maximum(fit, 1) * case.device.compute_units)
+    slowest = kernel_timing(replace(loop, programs=one_wave, iterations=longest), traffic, fit, programs, case)
     return {"attention": chosen(slowest.total_us > average.total_us, slowest, average)}
 
 
@@ -164,73 +154,42 @@ def _causal_steps(tokens: int, window: int, tile: DotTile) -> tuple[Array, Array
     return mean, longest
 
 
-def _attention_loop(
-    problem: AttentionDims,
-    tile: DotTile,
-    specialised: Array,
-    columns: Columns,
-    compiled: Compiled,
-    device: Device,
-    constants: ModelConstants,
-) -> Loop:
-    """One block of keys: two dots and a softmax; where the bytes come from is the caller's."""
-    lanes = device.arch.wave_size * tile.warps
-    second = replace(tile, columns=tile.depth, depth=tile.columns)
-    rate = flop_per_clk(device, problem.dtype) / 4
-    mma = sum(
-        2 * each.rows * each.columns * each.depth * each.wave_grid()[2] / (tile.warps * rate)
-        for each in (tile, second)
-    )
-    mma = np.asarray(mma, np.float64)
-    scores = tile.rows * tile.columns / lanes
-    valu = scores * _SOFTMAX_INSTRUCTIONS + tile.rows * tile.depth / lanes + 20
-    valu = valu * np.where(specialised > 0, _SPECIALISED_ISSUE, 1.0)
+def _attention_loop(problem: AttentionDims, tile: DotTile, specialised: Array, case: Candidates) -> Loop:
+    """One block of keys: two dots and a softmax; how many programs, and where bytes come from, is the caller's."""
+    arch, constants = case.device.arch, case.constants
+    lanes = arch.wave_size * tile.warps
+    values = replace(tile, columns=tile.depth, depth=tile.columns)
+    mma = _matrix_clk(tile, problem, case) + _matrix_clk(values, problem, case)
+    softmax = tile.rows * tile.columns / lanes * _SOFTMAX_INSTRUCTIONS + tile.rows * tile.depth / lanes + 20
+    valu = softmax * np.where(specialised > 0, _SPECIALISED_ISSUE, 1.0)
     loads = 2 * tile.right_bytes / 16 / lanes
-    lds = tile.warps * (tile.right_bytes / tile.wave_grid()[1] + second.right_bytes / second.wave_grid()[1])
-    passes = np.where(
-        compiled.mma_clk >= mma, np.maximum(np.round(compiled.mma_clk / np.maximum(mma, 1e-9)), 1), 1.0
-    )
-    counted = ~np.isnan(compiled.mma_clk)
-    is_small = ~uses_wgmma(tile, device.arch) if device.arch.has_tma else np.zeros(len(lanes), np.bool_)
-    fit = residency(
-        compiled,
-        _registers(tile, device),
-        attention_shared_bytes(tile, device),
-        tile.warps,
-        device,
-        constants,
-    )
+    lds = tile.warps * (tile.right_bytes / tile.wave_grid()[1] + values.right_bytes / values.wave_grid()[1])
+    counts = counted(LoopCounts(mma, valu, loads, lds), tile.warps, case)
+    is_small = ~uses_wgmma(tile, arch) if arch.has_tma else np.zeros(len(lanes), np.bool_)
     zeros = np.zeros(len(lanes))
     return Loop(
         programs=zeros, iterations=zeros, warps=tile.warps, hbm_bytes=zeros, last_level_bytes=zeros, l2_bytes=zeros,
-        mma_clk=known_or(compiled.mma_clk / passes, mma),
-        valu=np.where(counted, known_or(compiled.valu, valu) / passes, valu),
-        loads=np.where(counted, known_or(compiled.loads, loads) / passes, loads), spills=fit.spills,
-        lds_bytes=np.where(
-            counted, known_or(compiled.lds_read_bytes, lds) * device.arch.wave_size * tile.warps / passes, lds
-        ),
-        depth=np.maximum(tile.stages - 1, 1), latency_ns=zeros,
+        mma_clk=counts.mma_clk, valu=counts.valu, loads=counts.loads, spills=_residency(tile, case).spills,
+        lds_bytes=counts.lds_bytes, depth=tile.stages - 1, latency_ns=zeros,
         segment_bytes=zeros + problem.head_dim * problem.itemsize, output_bytes=zeros,
         mma_efficiency=np.where(is_small, constants.small_mma_efficiency, constants.mma_efficiency), setup_us=zeros,
         has_barrier=True,
     )  # fmt: skip
 
 
+def _matrix_clk(tile: DotTile, problem: AttentionDims, case: Candidates) -> Array:
+    flops = 2 * tile.rows * tile.columns * tile.depth * tile.wave_grid()[2]
+    return flops / (tile.warps * flop_per_clk(case.device, problem.dtype) / 4)
+
+
 def _registers(tile: DotTile, device: Device) -> Array:
-    """Estimated registers: output and score accumulators, the query, one block of keys and values passing through."""
+    """Estimated registers: output and score accumulators, the query, a block of keys and values."""
     lanes = device.arch.wave_size * tile.warps
     accumulators = tile.rows * (tile.depth + tile.columns) / lanes
     operands = (tile.left_bytes + 2 * tile.right_bytes / tile.wave_grid()[1]) / 4 / lanes
     return accumulators + operands + 40.0
 
 
-def _fit(
-    problem: AttentionDims,
-    tile: DotTile,
-    columns: Columns,
-    compiled: Compiled,
-    device: Device,
-    constants: ModelConstants,
-) -> Array:
-    shared = attention_shared_bytes(tile, device)
-    return residency(compiled, _registers(tile, device), shared, tile.warps, device, constants).programs
+def _residency(tile: DotTile, case: Candidates) -> Residency:
+    shared = attention_shared_bytes(tile, case.device)
+    return residency(case, _registers(tile, case.device), shared, tile.warps)

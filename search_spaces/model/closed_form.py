@@ -1,9 +1,9 @@
 """Shared memory, registers and occupancy of a program before it is compiled.
 
-Shared memory of a pipelined tl.dot loop was exact on every grouped-GEMM config it was checked against (1 584 gfx942, 99
-gfx950, 38 gfx942 fp8, 150 sm_90; Triton 3.7.1); other loops may keep an operand in registers, so `least_shared_bytes` is what
-may reject and `shared_bytes` what occupancy is estimated from. Registers order configs (correlation 0.95) and are no
-verdict. Facts of the compiler replace all of this.
+Shared memory of a pipelined tl.dot loop was exact on every grouped-GEMM config it was checked against (1 584
+gfx942, 99 gfx950, 38 gfx942 fp8, 150 sm_90; Triton 3.7.1); other loops may keep an operand in registers, so
+`least_shared_bytes` is what may reject and `shared_bytes` what occupancy is estimated from. Registers order
+configs (correlation 0.95) and are no verdict. Facts of the compiler replace all of this.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from ..chip import Arch
 
 Array = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
 Columns = dict[str, npt.NDArray[Any]]
 
 _WGMMA_ROWS, _WGMMA_WARPS = 64, 4
@@ -29,15 +30,20 @@ def column(columns: Columns, name: str, neutral: float) -> Array:
     """A config parameter as floats; the neutral value in every row where the space does not have it."""
     if name in columns:
         return np.asarray(columns[name], np.float64)
-    rows = len(next(iter(columns.values()))) if columns else 1
-    return np.full(rows, float(neutral))
+    return np.full(rows_of(columns), float(neutral))
+
+
+def rows_of(columns: Columns) -> int:
+    """Number of configs in the columns."""
+    return len(next(iter(columns.values()))) if columns else 1
 
 
 @dataclass(frozen=True)
 class DotTile:
     """Operands of the tl.dot in a main loop: [rows, depth] x [depth, columns], arrays over configs.
 
-    `left` and `right` count operands of each side (a gate and an up weight make two, each with an accumulator).
+    `left` and `right` count operands of each side (a gate and an up weight make two, each with an
+    accumulator).
     """
 
     rows: Array
@@ -75,7 +81,7 @@ class DotTile:
         return self.left_bytes / along_rows + self.right_bytes / along_columns
 
 
-def uses_wgmma(tile: DotTile, arch: Arch) -> npt.NDArray[np.bool_]:
+def uses_wgmma(tile: DotTile, arch: Arch) -> Mask:
     """Whether Triton emits wgmma (sm_90) or tcgen05 (sm_100): at least 64 rows and 4 warps."""
     has_it = arch.vendor == "nvidia" and arch.has_tma
     return (tile.rows >= _WGMMA_ROWS) & (tile.warps >= _WGMMA_WARPS) & has_it
@@ -93,10 +99,10 @@ def shared_bytes(tile: DotTile, arch: Arch) -> Array:
 
 
 def least_shared_bytes(tile: DotTile, arch: Arch) -> Array:
-    """What the loop needs in any case: the expected bytes, without operands that a backend may keep out of LDS.
+    """What the loop needs in any case: the expected bytes without what a backend may keep out of LDS.
 
-    On AMD the large operand of a tile with few rows may go from memory to registers (seen on gfx950: 4 KB for a 16x64x128
-    tile), so only the small one is sure; with one stage the two operands may share a buffer.
+    On AMD the large operand of a tile with few rows may go from memory to registers (seen on gfx950: 4 KB for
+    a 16x64x128 tile), so only the small one is sure; with one stage the two operands may share a buffer.
     """
     left, right = tile.left_bytes, tile.right_bytes
     expected = shared_bytes(tile, arch)
@@ -123,28 +129,26 @@ def staged_registers(tile: DotTile, arch: Arch) -> Array:
 
 
 def stream_registers(elements: Array, itemsize: int, accumulators: Array, warps: Array, arch: Arch) -> Array:
-    """Estimated registers of a loop without tl.dot: loaded elements, their fp32 form, accumulators, addresses."""
+    """Estimated registers of a loop without tl.dot: loaded elements, fp32 forms, accumulators, addresses."""
     lanes = arch.wave_size * warps
     return elements * (itemsize / 4 + 0.5) / lanes + accumulators / lanes + 30.0
 
 
 def register_limit(warps: Array, arch: Arch) -> Array:
-    """Registers a thread may use: its own limit and an even share of the file for a program of that many warps."""
+    """Registers a thread may use: its own limit, and an even share of the file for that many warps."""
     per_simd = np.maximum(np.ceil(warps / 4), 1)
     share = np.floor(arch.registers_per_lane / per_simd / _REGISTER_GRANULE) * _REGISTER_GRANULE
-    return np.minimum(share, arch.registers_per_thread)
+    return np.asarray(np.minimum(share, arch.registers_per_thread), np.float64)
 
 
 def waves_per_simd(registers: Array, arch: Arch) -> Array:
-    """Waves one SIMD holds at that many registers per thread; equals LLVM's `; Occupancy:` on all compiled configs."""
+    """Waves one SIMD holds at that many registers; equals LLVM's `; Occupancy:` on 1 584 configs."""
     granted = np.ceil(np.maximum(registers, 1) / _REGISTER_GRANULE) * _REGISTER_GRANULE
-    return np.minimum(arch.max_waves_per_simd, np.floor(arch.registers_per_lane / granted))
+    return np.asarray(np.minimum(arch.max_waves_per_simd, np.floor(arch.registers_per_lane / granted)), np.float64)
 
 
-def programs_per_unit(
-    registers: Array, shared: Array, warps: Array, max_programs: float, arch: Arch
-) -> Array:
+def programs_per_unit(registers: Array, shared: Array, warps: Array, max_programs: float, arch: Arch) -> Array:
     """Programs resident on one compute unit; 0 where registers or shared memory allow none."""
     by_registers = np.floor(4 * waves_per_simd(registers, arch) / warps)
     by_shared = np.floor(arch.shared_limit_bytes / np.maximum(shared, 1))
-    return np.minimum(np.minimum(by_registers, by_shared), max_programs)
+    return np.asarray(np.minimum(np.minimum(by_registers, by_shared), max_programs), np.float64)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..chip import Device
-from .closed_form import Array, Columns, programs_per_unit, register_limit
-from .constants import ModelConstants, flop_per_clk
+from .closed_form import Array, Columns, column, programs_per_unit, register_limit, rows_of
+from .constants import ModelConstants, constants_of, flop_per_clk
 from .facts import CompileFacts
 
 _MFMA = re.compile(r"v_s?mfma\w*?_[a-z0-9]+_([0-9]+)x([0-9]+)x([0-9]+)_?([a-z0-9]*)")
@@ -34,9 +34,37 @@ class Compiled:
     launches: Array
 
 
-def rows_of(columns: Columns) -> int:
-    """Number of configs in the columns."""
-    return len(next(iter(columns.values()))) if columns else 1
+@dataclass(frozen=True)
+class Candidates:
+    """The configs to estimate, as columns, with what the compiler said of them and the device they are for."""
+
+    columns: Columns
+    compiled: Compiled
+    device: Device
+    constants: ModelConstants
+
+    def column(self, name: str, neutral: float) -> Array:
+        """A parameter as floats, its neutral value where the space does not have it."""
+        return column(self.columns, name, neutral)
+
+    @property
+    def warps(self) -> Array:
+        return self.column("num_warps", 4)
+
+    @property
+    def stages(self) -> Array:
+        """Pipeline stages; Triton's default where the space leaves them out."""
+        return self.column("num_stages", 2.0 if self.device.arch.is_amd else 3.0)
+
+    @property
+    def rows(self) -> int:
+        return rows_of(self.columns)
+
+
+def candidates(columns: Columns, device: Device, facts: Sequence[CompileFacts | None] | None = None) -> Candidates:
+    """The columns with their facts. Raises ValueError when there is not one fact (or None) per config."""
+    compiled = compiled_columns(facts, rows_of(columns), device)
+    return Candidates(columns, compiled, device, constants_of(device))
 
 
 def compiled_columns(facts: Sequence[CompileFacts | None] | None, rows: int, device: Device) -> Compiled:
@@ -56,7 +84,7 @@ def compiled_columns(facts: Sequence[CompileFacts | None] | None, rows: int, dev
 
 
 def mfma_clk(facts: CompileFacts, device: Device) -> float:
-    """Cycles of the loop's matrix instructions on one SIMD, from their shapes: `v_mfma_f32_16x16x16_bf16` takes 16."""
+    """Cycles of the loop's matrix instructions on one SIMD: a `v_mfma_f32_16x16x16_bf16` takes 16."""
     total = 0.0
     for mnemonic, count in facts.mfma:
         if shape := _MFMA.match(mnemonic):
@@ -85,6 +113,34 @@ def known_or(fact: Array, estimate: Array) -> Array:
 
 
 @dataclass(frozen=True)
+class LoopCounts:
+    """One iteration as a wave executes it: matrix cycles, vector and load instructions; LDS bytes of the program."""
+
+    mma_clk: Array
+    valu: Array
+    loads: Array
+    lds_bytes: Array
+
+
+def counted(estimate: LoopCounts, warps: Array, case: Candidates) -> LoopCounts:
+    """The estimate, replaced by the compiled loop's counts where it has matrix instructions.
+
+    The compiled loop may hold several iterations (unrolled), which its matrix work tells.
+    """
+    compiled = case.compiled
+    has_counts = ~np.isnan(compiled.mma_clk)
+    ratio = np.where(has_counts, compiled.mma_clk, 0.0) / np.maximum(estimate.mma_clk, 1e-9)
+    passes = np.maximum(np.round(ratio), 1.0)
+    lds = compiled.lds_read_bytes * case.device.arch.wave_size * warps
+    return LoopCounts(
+        np.where(has_counts, compiled.mma_clk / passes, estimate.mma_clk),
+        np.where(has_counts, compiled.valu / passes, estimate.valu),
+        np.where(has_counts, compiled.loads / passes, estimate.loads),
+        np.where(has_counts, lds / passes, estimate.lds_bytes),
+    )
+
+
+@dataclass(frozen=True)
 class Residency:
     """Programs one unit holds (0: cannot launch) and registers that spill, with facts where there are any."""
 
@@ -92,18 +148,11 @@ class Residency:
     spills: Array
 
 
-def residency(
-    compiled: Compiled,
-    registers: Array,
-    shared: Array,
-    warps: Array,
-    device: Device,
-    constants: ModelConstants,
-) -> Residency:
-    """What fits on one compute unit. Estimated registers beyond the limit of a thread are taken as spilled."""
-    limit = register_limit(warps, device.arch)
-    spills = known_or(compiled.spills, np.maximum(registers - limit, 0.0))
-    held = known_or(compiled.registers, np.minimum(registers, limit))
-    needed = known_or(compiled.shared_bytes, shared)
-    programs = programs_per_unit(held, needed, warps, constants.max_programs, device.arch)
+def residency(case: Candidates, registers: Array, shared: Array, warps: Array) -> Residency:
+    """What fits on one compute unit; estimated registers beyond a thread's limit are taken as spilled."""
+    limit = register_limit(warps, case.device.arch)
+    spills = known_or(case.compiled.spills, np.maximum(registers - limit, 0.0))
+    held = known_or(case.compiled.registers, np.minimum(registers, limit))
+    needed = known_or(case.compiled.shared_bytes, shared)
+    programs = programs_per_unit(held, needed, warps, case.constants.max_programs, case.device.arch)
     return Residency(programs, spills)

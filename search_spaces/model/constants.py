@@ -1,7 +1,8 @@
 """Constants of the static model per device, each with its basis and source.
 
-Basis: S published specification; D a published peak times a derating we chose; A our assumption, without a source. Every D
-and A is a candidate for a measured value. None is fitted to tuned tables (docs/model.md says why).
+Basis: S published specification; D a published peak times a derating we chose; A our assumption, without a
+source. Every D and A is a candidate for a measured value. None is fitted to tuned tables (docs/model.md says
+why).
 """
 
 from __future__ import annotations
@@ -66,9 +67,7 @@ _HEADROOM = "derating of the peak"
 _CDNA3: dict[str, Constant] = {
     "clk_ghz": Constant(2.1, "S", "peak engine clock"),
     "hbm_fraction": Constant(4200 / 5300, "D", "0.79 of 5300 GB/s"),
-    "last_level_gbps": Constant(
-        10500.0, "D", "0.61 of 17 200 GB/s, the Infinity Cache peak of the CDNA 3 white paper"
-    ),
+    "last_level_gbps": Constant(10500.0, "D", "0.61 of 17 200 GB/s, the Infinity Cache peak of the CDNA 3 white paper"),
     "l2_gbps": Constant(17000.0, "D", "0.49 of 34 400 GB/s = 8 XCDs x 2 KiB/clk x 2.1 GHz"),
     "hbm_ns": Constant(800.0, "A", _LOADED),
     "last_level_ns": Constant(520.0, "A", _LOADED),
@@ -103,9 +102,7 @@ _CDNA2: dict[str, Constant] = {
     "clk_ghz": Constant(1.7, "S", "peak engine clock"),
     "hbm_fraction": Constant(0.79, "D", "the derating of the MI300X"),
     "last_level_gbps": Constant(3400.0, "D", "no memory-side cache: the L2"),
-    "l2_gbps": Constant(
-        3400.0, "D", "0.49 of 6960 GB/s = 32 channels x 128 B/clk x 1.7 GHz (CDNA 2 white paper)"
-    ),
+    "l2_gbps": Constant(3400.0, "D", "0.49 of 6960 GB/s = 32 channels x 128 B/clk x 1.7 GHz (CDNA 2 white paper)"),
     "hbm_ns": Constant(700.0, "A", "one die, no Infinity Fabric between L2 and memory; " + _LOADED),
     "last_level_ns": Constant(250.0, "A", "the L2"),
 }

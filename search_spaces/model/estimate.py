@@ -1,7 +1,8 @@
-"""The static model's answers: modelled time of whole columns of configs, its parts, and limits known before compiling.
+"""The static model's answers: modelled times of whole columns, their parts, limits known before compiling.
 
-An estimate is a relative score that orders configs of one problem on one device. It has never been compared with a
-measured time of these kernels and must not be shown as one; docs/model.md says what it may be used for.
+An estimate is a relative score that orders configs of one problem on one device. It has never been compared
+with a measured time of these kernels and must not be shown as one; docs/model.md says what it may be used
+for.
 """
 
 from __future__ import annotations
@@ -23,18 +24,17 @@ from .attention import (
 from .closed_form import (
     Array,
     Columns,
-    column,
     dot_registers,
     least_shared_bytes,
     register_limit,
     stream_registers,
 )
-from .compiled import Compiled, compiled_columns, rows_of
-from .constants import MODEL_VERSION, ModelConstants, constants_of
+from .compiled import Candidates, candidates
+from .constants import MODEL_VERSION
 from .facts import CompileFacts
 from .gemm import GemmConfig, GemmShape, weighted_tile
 from .linear import linear_launches, linear_shape
-from .moe import down_launches, down_shape, gate_up_launches, gate_up_shape, grouped_launches
+from .moe import down_launches, down_shape, gate_up_launches, gate_up_shape, grouped_launches, is_expert_form
 from .norm import norm_launches, router_launches
 from .physics import Timing
 
@@ -43,7 +43,7 @@ __all__ = [
     "likely_spills", "roofline_us", "shared_bytes_estimate",
 ]  # fmt: skip
 
-_Launches = Callable[[Any, Device, ModelConstants, Columns, Compiled], dict[str, Timing]]
+_Launches = Callable[[Any, Candidates], dict[str, Timing]]
 
 _LAUNCHES: Mapping[str, _Launches] = {
     "rms_norm": norm_launches,
@@ -71,9 +71,9 @@ def estimate_us(
 ) -> npt.NDArray[np.float64]:
     """Modelled time of each config in microseconds, inf where it cannot launch.
 
-    `columns` holds one array per config parameter, all of one length. `facts` has one entry per config, None where it was
-    not compiled; a fact replaces the closed form it stands for. Raises UnmodelledKernel, or ValueError for a wrong
-    number of facts.
+    `columns` holds one array per config parameter, all of one length. `facts` has one entry per config, None
+    where it was not compiled; a fact replaces the closed form it stands for. Raises UnmodelledKernel, or
+    ValueError for a wrong number of facts.
     """
     launches = _timings(problem, device, columns, facts)
     return np.asarray(sum(timing.total_us for timing in launches.values()), np.float64)
@@ -84,9 +84,10 @@ def explain_us(
 ) -> dict[str, float]:
     """The parts of one config's estimate by name, "total" first.
 
-    For every launch: its total, launch cost, `loop` (programs in waves) and `traffic` (all bytes at the bandwidth of
-    each level), which combine to the rest; then the lower bounds of the loop, which overlap (`matrix`, `issue`,
-    `shared_memory`, `latency`, `bandwidth_share`), all in microseconds; then counts: programs, programs per unit, waves.
+    For every launch: its total, launch cost, `loop` (programs in waves) and `traffic` (all bytes at the
+    bandwidth of each level), which combine to the rest; then the lower bounds of the loop, which overlap
+    (`matrix`, `issue`, `shared_memory`, `latency`, `bandwidth_share`), all in microseconds; then counts:
+    programs, programs per unit, waves.
     """
     columns = {name: np.array([value]) for name, value in config.items()}
     launches = _timings(problem, device, columns, [facts])
@@ -111,7 +112,7 @@ def bound_of(parts: Mapping[str, float], launch: str) -> str:
 
 
 def roofline_us(work: Work, device: Device, dtype: str) -> float:
-    """The least time for work: published bandwidth and published peak of the dtype, whichever takes longer."""
+    """The least time for work: published bandwidth or published peak of the dtype, the longer one."""
     peak = device.peak_tflops.get(dtype, device.peak_tflops["fp32"])
     return max(work.bytes / (device.hbm_gbps * 1e3), work.flops / (peak * 1e6))
 
@@ -126,37 +127,38 @@ def hbm_floor_us(problem: Any, device: Device) -> float:
 def shared_bytes_estimate(kernel: str, problem: Any, device: Device, columns: Columns) -> Array:
     """Shared memory that each config needs in any case, in bytes; 0 where nothing is sure.
 
-    A config beyond `device.arch.shared_limit_bytes` can be rejected without compiling it; one below may still fail.
+    A config beyond `device.arch.shared_limit_bytes` can be rejected without compiling it; one below may still
+    fail.
     """
+    case = candidates(columns, device)
     sure = [
-        _or_zero(
-            is_dot, least_shared_bytes(weighted_tile(shape, GemmConfig.of(columns, device)), device.arch)
-        )
-        for shape, is_dot in _dot_shapes(kernel, problem, columns)
+        _or_zero(is_dot, least_shared_bytes(weighted_tile(shape, GemmConfig.of(case)), device.arch))
+        for shape, is_dot in _dot_shapes(kernel, problem, case)
     ]
     if kernel.startswith("attention"):
-        sure.append(least_attention_shared_bytes(score_tile(problem, columns, device), device))
-    return np.maximum.reduce(sure) if sure else np.zeros(rows_of(columns))
+        sure.append(least_attention_shared_bytes(score_tile(problem, case), device))
+    return np.maximum.reduce(sure) if sure else np.zeros(case.rows)
 
 
 def likely_spills(kernel: str, problem: Any, device: Device, columns: Columns) -> npt.NDArray[np.bool_]:
     """Configs whose registers will hardly fit, so that they compile slowly and run badly.
 
-    Half of those named do spill and 86 % of those that spill are named (gfx942 grouped GEMM): queue them last, reject none.
+    Half of those named do spill and 86 % of those that spill are named (gfx942 grouped GEMM): queue them
+    last, reject none.
     """
-    warps = column(columns, "num_warps", 4)
+    case = candidates(columns, device)
+    warps = case.warps
     lanes = device.arch.wave_size * warps
     limit = register_limit(warps, device.arch)
-    result = np.zeros(rows_of(columns), np.bool_)
-    for shape, is_dot in _dot_shapes(kernel, problem, columns):
-        tile = GemmConfig.of(columns, device).tile(shape)
+    result = np.zeros(case.rows, np.bool_)
+    for shape, is_dot in _dot_shapes(kernel, problem, case):
+        tile = GemmConfig.of(case).tile(shape)
         needed = dot_registers(tile, device.arch) + (shape.weights - 1) * tile.accumulators / lanes
         held = (
-            shape.weights * tile.accumulators / lanes
-            + (tile.left_bytes + tile.right_bytes * shape.weights) / 4 / lanes
+            shape.weights * tile.accumulators / lanes + (tile.left_bytes + tile.right_bytes * shape.weights) / 4 / lanes
         )
         result |= (is_dot > 0) & ((needed > limit) | (held > 224 / 512 * device.arch.registers_per_thread))
-        block = column(columns, "BLOCK_N", 8) * column(columns, "BLOCK_K", 512) * shape.weights
+        block = case.column("BLOCK_N", 8) * case.column("BLOCK_K", 512) * shape.weights
         streamed = stream_registers(block, shape.itemsize, block, warps, device.arch)
         result |= (is_dot == 0) & (streamed > limit)
     return result
@@ -167,23 +169,20 @@ def _timings(
 ) -> dict[str, Timing]:
     launches = _LAUNCHES.get(problem.kernel)
     if launches is None:
-        raise UnmodelledKernel(
-            f"no static model of kernel {problem.kernel!r}; modelled: {', '.join(_LAUNCHES)}"
-        )
-    compiled = compiled_columns(facts, rows_of(columns), device)
-    return launches(problem, device, constants_of(device), columns, compiled)
+        raise UnmodelledKernel(f"no static model of kernel {problem.kernel!r}; modelled: {', '.join(_LAUNCHES)}")
+    return launches(problem, candidates(columns, device, facts))
 
 
-def _dot_shapes(kernel: str, problem: Any, columns: Columns) -> list[tuple[GemmShape, Array]]:
+def _dot_shapes(kernel: str, problem: Any, case: Candidates) -> list[tuple[GemmShape, Array]]:
     """The GEMMs of a kernel, and per config 1 where they run by tl.dot."""
-    ones = np.ones(rows_of(columns))
+    ones = np.ones(case.rows)
     if kernel.startswith("linear"):
-        return [(linear_shape(problem), column(columns, "DOT", 1))]
+        return [(linear_shape(problem), case.column("DOT", 1))]
     if kernel == "moe_grouped":
         return [(gate_up_shape(problem), ones), (down_shape(problem, problem.itemsize), ones)]
     if kernel in ("moe_gate_up", "moe_down"):
         shape = gate_up_shape(problem) if kernel == "moe_gate_up" else down_shape(problem, 4)
-        return [(shape, np.asarray(np.asarray(columns["FORM"]) == "expert", np.float64))]
+        return [(shape, is_expert_form(case.columns))]
     return []
 
 

@@ -13,9 +13,9 @@ from typing import Any
 class CompileFacts:
     """Resources and loop contents of one compiled config; 0 where the compiler does not tell.
 
-    The loop counts describe the innermost loop with most matrix instructions (without any: most load bytes), as one
-    wave or warp executes it; the `_bytes` of the loop are per lane. `mfma` holds (mnemonic, count) pairs sorted by
-    mnemonic. A config of several launches is described by `merged`.
+    The loop counts describe the innermost loop with most matrix instructions (without any: most load bytes),
+    as one wave or warp executes it; the `_bytes` of the loop are per lane. `mfma` holds (mnemonic, count)
+    pairs sorted by mnemonic. A config of several launches is described by `merged`.
     """
 
     shared_bytes: int
@@ -66,7 +66,7 @@ _LOOP = (
 
 
 def merged(facts: Sequence[CompileFacts]) -> CompileFacts:
-    """One record for the launches of one call: the largest demand of each resource, the loop with most matrix work.
+    """One record for the launches of a call: the largest demand of each resource, the loop with most MFMA.
 
     Waves per SIMD is the smallest, launches and code size are summed. Raises ValueError for no launch at all.
     """

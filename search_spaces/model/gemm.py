@@ -9,16 +9,14 @@ import numpy as np
 from ..chip import Device
 from .closed_form import (
     Array,
-    Columns,
     DotTile,
-    column,
     dot_registers,
     shared_bytes,
     staged_registers,
     uses_wgmma,
 )
-from .compiled import Compiled, known_or, residency
-from .constants import ModelConstants, flop_per_clk
+from .compiled import Candidates, LoopCounts, counted, residency
+from .constants import flop_per_clk
 from .physics import Loop, Timing, Traffic, kernel_timing
 from .routing import row_blocks
 
@@ -29,7 +27,7 @@ _RESIDENT_MISSES = 0.15
 
 @dataclass(frozen=True, kw_only=True)
 class GemmShape:
-    """`tokens` rows, each multiplied with the [n, k] weight of `top_k` of `experts`; a plain GEMM is one expert.
+    """`tokens` rows, each times the [n, k] weight of `top_k` of `experts`; a plain GEMM is one expert.
 
     `weights` counts operands of that size with one accumulator each (2: gate and up of a fused SiLU·mul).
     """
@@ -68,15 +66,13 @@ class GemmConfig:
     is_swapped: Array
 
     @classmethod
-    def of(cls, columns: Columns, device: Device) -> GemmConfig:
-        """Read the columns; absent parameters are neutral."""
-        stages = 2.0 if device.arch.is_amd else 3.0  # Triton's default
+    def of(cls, case: Candidates, group_m: Array | None = None) -> GemmConfig:
+        """Read the columns; absent parameters are neutral. `group_m` replaces the parameter of that name."""
         return cls(
-            block_m=np.maximum(column(columns, "BLOCK_M", 16), 16), block_n=column(columns, "BLOCK_N", 64),
-            block_k=column(columns, "BLOCK_K", 64), group_m=column(columns, "GROUP_M", 1),
-            split_k=column(columns, "SPLIT_K", 1), warps=column(columns, "num_warps", 4),
-            stages=column(columns, "num_stages", stages), remaps_xcd=column(columns, "XCD_REMAP", 0),
-            is_swapped=column(columns, "SWAP", 0),
+            block_m=np.maximum(case.column("BLOCK_M", 16), 16), block_n=case.column("BLOCK_N", 64),
+            block_k=case.column("BLOCK_K", 64), split_k=case.column("SPLIT_K", 1),
+            group_m=case.column("GROUP_M", 1) if group_m is None else group_m, warps=case.warps,
+            stages=case.stages, remaps_xcd=case.column("XCD_REMAP", 0), is_swapped=case.column("SWAP", 0),
         )  # fmt: skip
 
     def tile(self, shape: GemmShape) -> DotTile:
@@ -90,9 +86,7 @@ class GemmConfig:
 def gemm_timing(
     shape: GemmShape,
     config: GemmConfig,
-    compiled: Compiled,
-    device: Device,
-    constants: ModelConstants,
+    case: Candidates,
     *,
     launched: Array | None = None,
     setup_us: Array | None = None,
@@ -100,16 +94,16 @@ def gemm_timing(
 ) -> Timing:
     """Time of one GEMM launch.
 
-    `launched` is the grid where it is larger than the programs with work. `warm_bytes` is the working set of identical
-    runs back to back, as tuners without a cache flush time them; None means weights come from HBM, as in a model.
+    `launched` is the grid where it is larger than the programs with work. `warm_bytes` is the working set of
+    identical runs back to back, as tuners without a cache flush time them; None means weights come from HBM,
+    as in a model.
     """
+    device, constants = case.device, case.constants
     tile = config.tile(shape)
     arch = device.arch
     w = shape.weights
     registers = dot_registers(tile, arch) + (w - 1) * (tile.accumulators / (arch.wave_size * tile.warps))
-    fit = residency(
-        compiled, registers, gemm_shared_bytes(shape, config, device), config.warps, device, constants
-    )
+    fit = residency(case, registers, gemm_shared_bytes(shape, config, device), config.warps)
     blocks, active, useful = _rows(shape, config)
     column_blocks = np.ceil(shape.n / config.block_n)
     programs = blocks * column_blocks * config.split_k
@@ -129,16 +123,17 @@ def gemm_timing(
         b_hbm, b_last = 0.0 * b, b_hbm + b_last
     weight_ns = constants.last_level_ns if resident else constants.hbm_ns
 
-    mma, valu, loads, lds = _iteration(tile, w, shape, compiled, device)
+    counts = _counts(tile, shape, case)
     small = ~uses_wgmma(tile, arch) if arch.has_tma else np.zeros(len(b), np.bool_)
     loop = Loop(
-        programs=programs, iterations=iterations, warps=config.warps, hbm_bytes=b_hbm, last_level_bytes=b_last,
-        l2_bytes=a + b - b_hbm - b_last, mma_clk=mma, valu=valu, loads=loads, spills=fit.spills, lds_bytes=lds,
-        depth=np.maximum(config.stages - 1, 1), latency_ns=(weight_ns * b + constants.l2_ns * a) / (a + b),
+        programs=programs, iterations=iterations, warps=config.warps,
+        hbm_bytes=b_hbm, last_level_bytes=b_last, l2_bytes=a + b - b_hbm - b_last,
+        mma_clk=counts.mma_clk, valu=counts.valu, loads=counts.loads, spills=fit.spills, lds_bytes=counts.lds_bytes,
+        depth=config.stages - 1, latency_ns=(weight_ns * b + constants.l2_ns * a) / (a + b),
         segment_bytes=np.minimum(config.block_k, shape.k) * shape.itemsize,
         output_bytes=config.block_m * config.block_n * np.where(config.split_k > 1, 4, shape.output_itemsize),
-        mma_efficiency=np.where(small, constants.small_mma_efficiency, constants.mma_efficiency), has_barrier=True,
-        setup_us=np.zeros(len(b)) if setup_us is None else setup_us,
+        mma_efficiency=np.where(small, constants.small_mma_efficiency, constants.mma_efficiency),
+        setup_us=np.zeros(len(b)) if setup_us is None else setup_us, has_barrier=True,
     )  # fmt: skip
     unique = (
         active * shape.n * shape.k * w * shape.itemsize + shape.tokens * shape.k * shape.itemsize
@@ -150,7 +145,7 @@ def gemm_timing(
         l2=steps * (a + b),
     )  # fmt: skip
     grid = programs if launched is None else np.maximum(launched, programs)
-    return kernel_timing(loop, traffic, fit.programs, grid, device, constants)
+    return kernel_timing(loop, traffic, fit.programs, grid, case)
 
 
 def gemm_shared_bytes(shape: GemmShape, config: GemmConfig, device: Device) -> Array:
@@ -180,7 +175,8 @@ def _sharing(
 ) -> tuple[Array, Array]:
     """How many concurrent programs of one L2 use the same weight tile, and the same activation tile.
 
-    Program ids go round-robin to the XCDs, so neighbours in a group share an L2 only where the order is remapped.
+    Program ids go round-robin to the XCDs, so neighbours in a group share an L2 only where the order is
+    remapped.
     """
     spread = np.where(config.remaps_xcd > 0, 1.0, device.xcds)
     concurrent = np.maximum(in_flight, 1.0)
@@ -191,25 +187,11 @@ def _sharing(
     return b_share, np.maximum(np.minimum(block_columns, column_blocks), 1.0)
 
 
-def _iteration(
-    tile: DotTile, weights: int, shape: GemmShape, compiled: Compiled, device: Device
-) -> tuple[Array, Array, Array, Array]:
-    """Matrix cycles, vector instructions and loads per wave, LDS bytes per program; compiled counts where known."""
-    wave = device.arch.wave_size
+def _counts(tile: DotTile, shape: GemmShape, case: Candidates) -> LoopCounts:
+    """Term A2: one iteration of the main loop."""
     _, _, repeated = tile.wave_grid()
-    mma = 2 * tile.rows * tile.columns * tile.depth * weights * repeated / (
-        tile.warps * flop_per_clk(device, shape.dtype) / 4
-    )  # fmt: skip
-    staged = staged_registers(tile, device.arch)
-    valu, loads = 10 + staged / 2, staged / 4
+    flops = 2 * tile.rows * tile.columns * tile.depth * shape.weights * repeated
+    mma = flops / (tile.warps * flop_per_clk(case.device, shape.dtype) / 4)
+    staged = staged_registers(tile, case.device.arch)
     lds = tile.warps * tile.wave_operand_bytes()
-    passes = np.where(
-        compiled.mma_clk >= mma, np.maximum(np.round(compiled.mma_clk / np.maximum(mma, 1e-9)), 1), 1.0
-    )
-    counted = ~np.isnan(compiled.mma_clk)
-    return (
-        known_or(compiled.mma_clk / passes, mma),
-        np.where(counted, known_or(compiled.valu, valu) / passes, valu),
-        np.where(counted, known_or(compiled.loads, loads) / passes, loads),
-        np.where(counted, known_or(compiled.lds_read_bytes, lds) * wave * tile.warps / passes, lds),
-    )
+    return counted(LoopCounts(mma, 10 + staged / 2, staged / 4, lds), tile.warps, case)

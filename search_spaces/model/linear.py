@@ -6,14 +6,13 @@ from typing import Protocol
 
 import numpy as np
 
-from ..chip import Device
-from .closed_form import Columns, column
-from .compiled import Compiled, rows_of
-from .constants import ModelConstants
+from .compiled import Candidates
 from .gemm import GemmConfig, GemmShape, gemm_timing
-from .gemv import GemvShape, gemv_timing
-from .moe import nothing
-from .physics import Timing, chosen, stream_timing
+from .gemv import L2, LAST_LEVEL, GemvConfig, GemvShape, gemv_timing
+from .physics import Timing, chosen, nothing, stream_timing
+
+_ELEMENTS_PER_PROGRAM = 1024
+"""Of the kernel that adds the parts of a split K."""
 
 
 class LinearDims(Protocol):
@@ -40,41 +39,36 @@ def linear_shape(problem: LinearDims) -> GemmShape:
     )  # fmt: skip
 
 
-def linear_launches(
-    problem: LinearDims, device: Device, constants: ModelConstants, columns: Columns, compiled: Compiled
-) -> dict[str, Timing]:
+def linear_launches(problem: LinearDims, case: Candidates) -> dict[str, Timing]:
     """The main launch, and the reduction of the fp32 parts where K is split."""
     shape = linear_shape(problem)
-    rows = rows_of(columns)
-    split_k = column(columns, "SPLIT_K", 1)
-    uses_dot = column(columns, "DOT", 1)
-    config = GemmConfig.of(columns, device)
+    split_k = case.column("SPLIT_K", 1)
     main = chosen(
-        uses_dot,
-        gemm_timing(shape, config, compiled, device, constants),
-        _gemv(shape, columns, compiled, device, constants),
+        case.column("DOT", 1),
+        gemm_timing(shape, GemmConfig.of(case), case),
+        gemv_timing(_gemv_shape(shape), _gemv_config(shape, case), case),
     )
-    parts = problem.batch * shape.n * shape.weights * (4.0 * split_k + shape.output_itemsize)
-    programs = np.full(rows, max(1.0, np.ceil(problem.batch * shape.n / 1024)))
-    reduction = stream_timing(parts, programs, rows, device, constants)
-    return {"projection": main, "reduction": chosen(split_k > 1, reduction, nothing(rows))}
+    elements = problem.batch * shape.n
+    parts = elements * (4.0 * shape.weights * split_k + shape.output_itemsize)
+    reduction = stream_timing(parts, elements / _ELEMENTS_PER_PROGRAM, case)
+    return {"projection": main, "reduction": chosen(split_k > 1, reduction, nothing(case))}
 
 
-def _gemv(
-    shape: GemmShape, columns: Columns, compiled: Compiled, device: Device, constants: ModelConstants
-) -> Timing:
-    block_m = column(columns, "BLOCK_M", 1)
-    split_k = column(columns, "SPLIT_K", 1)
-    gemv = GemvShape(
+def _gemv_shape(shape: GemmShape) -> GemvShape:
+    return GemvShape(
         n=shape.n, k=shape.k, parts=1, weights=shape.weights, itemsize=shape.itemsize,
         weight_bytes=float(shape.weights * shape.n * shape.k * shape.itemsize),
         input_bytes=float(shape.tokens * shape.k * shape.itemsize),
         output_bytes=float(shape.tokens * shape.n * shape.output_itemsize),
     )  # fmt: skip
-    shares_l2 = (column(columns, "XCD_REMAP", 0) > 0) | (device.xcds == 1)
-    output = np.where(split_k > 1, 4.0 * shape.weights, shape.output_itemsize)
-    return gemv_timing(
-        gemv, np.ceil(shape.tokens / block_m), np.minimum(block_m, shape.tokens), np.where(shares_l2, 0.0, 1.0),
-        (column(columns, "BLOCK_N", 8), column(columns, "BLOCK_K", 512), output), split_k,
-        column(columns, "num_warps", 4), compiled, device, constants,
+
+
+def _gemv_config(shape: GemmShape, case: Candidates) -> GemvConfig:
+    block_m, split_k = case.column("BLOCK_M", 1), case.column("SPLIT_K", 1)
+    shares_l2 = (case.column("XCD_REMAP", 0) > 0) | (case.device.xcds == 1)
+    return GemvConfig(
+        units=np.ceil(shape.tokens / block_m), rows=np.minimum(block_m, shape.tokens), split_k=split_k,
+        block_n=case.column("BLOCK_N", 8), block_k=case.column("BLOCK_K", 512), warps=case.warps,
+        again=np.where(shares_l2, L2, LAST_LEVEL),
+        output_itemsize=np.where(split_k > 1, 4.0 * shape.weights, shape.output_itemsize),
     )  # fmt: skip

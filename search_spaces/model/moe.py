@@ -1,4 +1,4 @@
-"""Modelled launches of the mixture-of-experts kernels: grouped GEMM for prefill, sort-free GEMV and tiles for decode."""
+"""Modelled launches of the MoE kernels: grouped GEMM for prefill, GEMV and expert tiles for decode."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ from typing import Protocol
 
 import numpy as np
 
-from ..chip import Device
-from .closed_form import Array, Columns, column
-from .compiled import Compiled
-from .constants import ModelConstants
+from .closed_form import Array, Columns
+from .compiled import Candidates
 from .gemm import GemmConfig, GemmShape, gemm_timing
-from .gemv import GemvShape, gemv_timing
-from .physics import Timing, chosen, stream_timing
+from .gemv import HBM, L2, LAST_LEVEL, GemvConfig, GemvShape, gemv_timing
+from .physics import Timing, chosen, nothing, stream_timing
 from .routing import row_blocks
 
 _SEARCH_INSTRUCTIONS = 6.0
-"""Vector instructions per (pair, row) of the row search of an expert tile: compare, rank, select, sum (assumed)."""
+"""Vector instructions per (pair, row) of an expert tile's row search: compare, rank, select, sum (assumed)."""
+_ELEMENTS_PER_PROGRAM = 1024
+"""Of the helper kernels: sort of the pairs, sum over a token's experts."""
 _RESIDENT_PART = 0.8
-_L2, _LAST_LEVEL, _HBM = 0.0, 1.0, 2.0
 
 
 class MoeDims(Protocol):
@@ -43,7 +42,8 @@ class MoeDims(Protocol):
 def gate_up_shape(problem: MoeDims) -> GemmShape:
     """h = silu(gate) * up: two weights of [inter, hidden] per expert."""
     return GemmShape(
-        tokens=problem.batch, n=problem.inter, k=problem.hidden, dtype=problem.dtype, itemsize=problem.itemsize,
+        tokens=problem.batch, n=problem.inter, k=problem.hidden, dtype=problem.dtype,
+        itemsize=problem.itemsize,
         output_itemsize=problem.itemsize, experts=problem.experts, top_k=problem.top_k, weights=2,
     )  # fmt: skip
 
@@ -51,134 +51,104 @@ def gate_up_shape(problem: MoeDims) -> GemmShape:
 def down_shape(problem: MoeDims, output_itemsize: int) -> GemmShape:
     """One weight of [hidden, inter] per expert."""
     return GemmShape(
-        tokens=problem.batch, n=problem.hidden, k=problem.inter, dtype=problem.dtype, itemsize=problem.itemsize,
+        tokens=problem.batch, n=problem.hidden, k=problem.inter, dtype=problem.dtype,
+        itemsize=problem.itemsize,
         output_itemsize=output_itemsize, experts=problem.experts, top_k=problem.top_k,
     )  # fmt: skip
 
 
-def grouped_launches(
-    problem: MoeDims, device: Device, constants: ModelConstants, columns: Columns, compiled: Compiled
-) -> dict[str, Timing]:
+def grouped_launches(problem: MoeDims, case: Candidates) -> dict[str, Timing]:
     """moe_grouped: count and scatter of the pairs, two GEMMs with one config, sum over each token's experts."""
-    config = GemmConfig.of(columns, device)
-    rows = len(config.block_m)
+    config = GemmConfig.of(case)
     pairs = problem.batch * problem.top_k
     result = {
-        "align": stream_timing(8.0 * pairs, _programs(pairs, rows), rows, device, constants),
-        "scatter": stream_timing(12.0 * pairs, _programs(pairs, rows), rows, device, constants),
+        "count": stream_timing(4.0 * pairs, pairs / _ELEMENTS_PER_PROGRAM, case),
+        "scatter": stream_timing(12.0 * pairs, pairs / _ELEMENTS_PER_PROGRAM, case),
     }
     for name, shape in (("gate_up", gate_up_shape(problem)), ("down", down_shape(problem, problem.itemsize))):
         grid = padded_blocks(shape, config.block_m) * np.ceil(shape.n / config.block_n)
-        result[name] = gemm_timing(shape, config, compiled, device, constants, launched=grid)
-    summed = (pairs + 2.0 * problem.batch) * problem.hidden * problem.itemsize
-    result["sum"] = stream_timing(
-        summed, _programs(problem.batch * problem.hidden / 4, rows), rows, device, constants
-    )
+        result[name] = gemm_timing(shape, config, case, launched=grid)
+    result["sum"] = _sum_of_choices(problem, problem.itemsize, case)
     return result
 
 
 def padded_blocks(shape: GemmShape, block_m: Array) -> Array:
-    """Row blocks launched when every expert's rows are padded to whole blocks and the routing is not known."""
+    """Row blocks launched when the routing is not known: every expert's rows padded to whole blocks."""
     padded = shape.rows + shape.experts * (block_m - 1)
     padded = np.where(shape.tokens < block_m, np.minimum(padded, shape.rows * block_m), padded)
     return np.ceil(padded / block_m)
 
 
-def gate_up_launches(
-    problem: MoeDims, device: Device, constants: ModelConstants, columns: Columns, compiled: Compiled
-) -> dict[str, Timing]:
+def gate_up_launches(problem: MoeDims, case: Candidates) -> dict[str, Timing]:
     """moe_gate_up: one program per pair and column block, or per expert tile."""
     shape = gate_up_shape(problem)
-    expert = _expert_timing(problem, shape, columns, compiled, device, constants)
-    pair = _gemv(problem, shape, float(shape.rows), 1, columns, compiled, device, constants)
-    return {"gate_up": chosen(_is_expert(columns), expert, pair)}
+    pair = gemv_timing(_gemv_shape(problem, shape, parts=1), _gemv_config(problem, shape, shape.rows, case), case)
+    return {"gate_up": chosen(is_expert_form(case.columns), _expert_timing(problem, shape, case), pair)}
 
 
-def down_launches(
-    problem: MoeDims, device: Device, constants: ModelConstants, columns: Columns, compiled: Compiled
-) -> dict[str, Timing]:
+def down_launches(problem: MoeDims, case: Candidates) -> dict[str, Timing]:
     """moe_down: one program per token and column block, or per expert tile with a sum over each token's experts."""
-    token = _gemv(
-        problem, down_shape(problem, problem.itemsize), float(problem.batch), problem.top_k, columns, compiled,
-        device, constants,
-    )  # fmt: skip
-    expert = _expert_timing(problem, down_shape(problem, 4), columns, compiled, device, constants)
-    is_expert = _is_expert(columns)
-    rows = len(is_expert)
-    summed = problem.batch * problem.hidden * (4.0 * problem.top_k + 2.0 * problem.itemsize)
-    total = stream_timing(
-        summed, _programs(problem.batch * problem.hidden / 2, rows), rows, device, constants
-    )
-    return {"down": chosen(is_expert, expert, token), "sum": chosen(is_expert, total, nothing(rows))}
+    shape = down_shape(problem, problem.itemsize)
+    config = _gemv_config(problem, shape, problem.batch, case)
+    token = gemv_timing(_gemv_shape(problem, shape, parts=problem.top_k), config, case)
+    expert = _expert_timing(problem, down_shape(problem, 4), case)
+    is_expert = is_expert_form(case.columns)
+    total = _sum_of_choices(problem, 4, case)
+    return {"down": chosen(is_expert, expert, token), "sum": chosen(is_expert, total, nothing(case))}
 
 
-def nothing(rows: int) -> Timing:
-    """A launch that a config does not need."""
-    zeros = np.zeros(rows)
-    return Timing(*(zeros for _ in range(12)))
-
-
-def _is_expert(columns: Columns) -> Array:
+def is_expert_form(columns: Columns) -> Array:
+    """1 where a decode config works by expert tiles with tl.dot, 0 where by pair or token without."""
     return np.asarray(np.asarray(columns["FORM"]) == "expert", np.float64)
 
 
-def _programs(elements: float, rows: int) -> Array:
-    """A helper kernel's grid: about 256 elements per program."""
-    return np.full(rows, max(1.0, np.ceil(elements / 256)))
+def _sum_of_choices(problem: MoeDims, itemsize: int, case: Candidates) -> Timing:
+    elements = problem.batch * problem.hidden
+    moved = elements * (itemsize * problem.top_k + 2.0 * problem.itemsize)
+    return stream_timing(moved, elements / _ELEMENTS_PER_PROGRAM, case)
 
 
-def _expert_timing(
-    problem: MoeDims,
-    shape: GemmShape,
-    columns: Columns,
-    compiled: Compiled,
-    device: Device,
-    constants: ModelConstants,
-) -> Timing:
-    """The expert-tile form: every program finds its expert's rows among all pairs, those without rows exit."""
-    config = GemmConfig.of({**columns, "GROUP_M": _blocks_of_an_expert(columns, problem)}, device)
-    grid = problem.experts * np.ceil(problem.batch / config.block_m) * np.ceil(shape.n / config.block_n)
-    instructions = shape.rows * config.block_m * _SEARCH_INSTRUCTIONS / (device.arch.wave_size * config.warps)
-    clk_each = 4.0 if device.arch.is_amd else 1.0
-    search = instructions * np.ceil(config.warps / 4) * clk_each / (constants.clk_ghz * 1e3)
-    search = search + 2 * constants.l2_ns * 1e-3
-    return gemm_timing(shape, config, compiled, device, constants, launched=grid, setup_us=search)
+def _expert_timing(problem: MoeDims, shape: GemmShape, case: Candidates) -> Timing:
+    """The expert-tile form: a program finds its expert's rows among all pairs, or exits."""
+    block_m = np.maximum(case.column("BLOCK_M", 16), 16)
+    blocks_of_expert = np.ceil(problem.batch / block_m)
+    # All row blocks of an expert run side by side when rows are the fastest axis of the grid.
+    config = GemmConfig.of(case, group_m=np.where(_rows_fastest(case), blocks_of_expert, 1.0))
+    grid = problem.experts * blocks_of_expert * np.ceil(shape.n / config.block_n)
+    arch, constants = case.device.arch, case.constants
+    instructions = shape.rows * block_m * _SEARCH_INSTRUCTIONS / (arch.wave_size * config.warps)
+    clk = instructions * np.ceil(config.warps / 4) * (4.0 if arch.is_amd else 1.0)
+    search_us = clk / (constants.clk_ghz * 1e3) + 2 * constants.l2_ns * 1e-3
+    return gemm_timing(shape, config, case, launched=grid, setup_us=search_us)
 
 
-def _blocks_of_an_expert(columns: Columns, problem: MoeDims) -> Array:
-    """Row blocks of one expert that run side by side: all of them when rows are the fastest axis of the grid."""
-    block_m = np.maximum(column(columns, "BLOCK_M", 16), 16)
-    rows_fastest = np.asarray(columns["ORDER"]) == "rows"
-    return np.where(rows_fastest, np.ceil(problem.batch / block_m), 1.0)
+def _rows_fastest(case: Candidates) -> Array:
+    return np.asarray(np.asarray(case.columns["ORDER"]) == "rows", np.float64)
 
 
-def _gemv(
-    problem: MoeDims,
-    shape: GemmShape,
-    units: float,
-    parts: int,
-    columns: Columns,
-    compiled: Compiled,
-    device: Device,
-    constants: ModelConstants,
-) -> Timing:
-    active = row_blocks(problem.batch, problem.experts, problem.top_k, 16).active
-    weight_bytes = active * shape.weights * shape.n * shape.k * shape.itemsize
-    gemv = GemvShape(
-        n=shape.n, k=shape.k, parts=parts, weights=shape.weights, itemsize=shape.itemsize, weight_bytes=weight_bytes,
-        input_bytes=float(shape.rows * shape.k * shape.itemsize if parts > 1 else problem.batch * shape.k * shape.itemsize),
-        output_bytes=float((problem.batch if parts > 1 else shape.rows) * shape.n * shape.output_itemsize),
+def _gemv_shape(problem: MoeDims, shape: GemmShape, parts: int) -> GemvShape:
+    """The GEMV form; with several parts a program sums over them and writes one row per token."""
+    rows_in, rows_out = (shape.rows, problem.batch) if parts > 1 else (problem.batch, shape.rows)
+    return GemvShape(
+        n=shape.n, k=shape.k, parts=parts, weights=shape.weights, itemsize=shape.itemsize,
+        weight_bytes=_weight_bytes(problem, shape), input_bytes=float(rows_in * shape.k * shape.itemsize),
+        output_bytes=float(rows_out * shape.n * shape.output_itemsize),
     )  # fmt: skip
-    block_n, block_k = column(columns, "BLOCK_N", 8), column(columns, "BLOCK_K", 512)
-    ones = np.ones(len(block_n))
+
+
+def _weight_bytes(problem: MoeDims, shape: GemmShape) -> float:
+    active = row_blocks(problem.batch, problem.experts, problem.top_k, 16).active
+    return active * shape.weights * shape.n * shape.k * shape.itemsize
+
+
+def _gemv_config(problem: MoeDims, shape: GemmShape, units: int, case: Candidates) -> GemvConfig:
+    ones = np.ones(case.rows)
     # Programs that use the same expert run side by side when rows are the fastest axis, and share an L2 when all
     # programs do or the order is remapped; otherwise a weight is read again much later.
-    side_by_side = np.asarray(columns["ORDER"]) == "rows"
-    one_l2 = (column(columns, "XCD_REMAP", 0) > 0) | (device.xcds == 1)
-    stays = weight_bytes < _RESIDENT_PART * device.last_level_bytes
-    far = _LAST_LEVEL if stays else _HBM
-    again = np.where(side_by_side, np.where(one_l2, _L2, _LAST_LEVEL), far)
-    return gemv_timing(
-        gemv, units * ones, ones, again, (block_n, block_k, shape.output_itemsize * ones), ones,
-        column(columns, "num_warps", 4), compiled, device, constants,
+    one_l2 = (case.column("XCD_REMAP", 0) > 0) | (case.device.xcds == 1)
+    stays = _weight_bytes(problem, shape) < _RESIDENT_PART * case.device.last_level_bytes
+    again = np.where(_rows_fastest(case) > 0, np.where(one_l2, L2, LAST_LEVEL), LAST_LEVEL if stays else HBM)
+    return GemvConfig(
+        units=units * ones, rows=ones, block_n=case.column("BLOCK_N", 8), block_k=case.column("BLOCK_K", 512),
+        split_k=ones, warps=case.warps, again=again, output_itemsize=shape.output_itemsize * ones,
     )  # fmt: skip

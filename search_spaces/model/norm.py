@@ -6,9 +6,8 @@ from typing import Protocol
 
 import numpy as np
 
-from ..chip import Device
-from .closed_form import Array, Columns, column, stream_registers
-from .compiled import Compiled, residency
+from .closed_form import Array, stream_registers
+from .compiled import Candidates, residency
 from .constants import ModelConstants
 from .physics import Loop, Timing, Traffic, kernel_timing
 
@@ -46,65 +45,64 @@ class RouterDims(Protocol):
     def top_k(self) -> int: ...
 
 
-def norm_launches(
-    problem: NormDims, device: Device, constants: ModelConstants, columns: Columns, compiled: Compiled
-) -> dict[str, Timing]:
+def norm_launches(problem: NormDims, case: Candidates) -> dict[str, Timing]:
     """One program per row; a row wider than BLOCK_H is read twice, the second time from cache."""
-    block, warps = column(columns, "BLOCK_H", 1024), column(columns, "num_warps", 4)
+    block, warps = case.column("BLOCK_H", 1024), case.warps
     streams = 2.0 if problem.kernel == "add_rms_norm" else 1.0
     steps = np.ceil(problem.hidden / block)
     passes = np.where(steps > 1, 2.0, 1.0)
     row_bytes = problem.hidden * problem.itemsize
     elements = block * (streams + 1)  # inputs and the weight
-    lanes = device.arch.wave_size * warps
+    arch, constants = case.device.arch, case.constants
+    lanes = arch.wave_size * warps
     iterations = steps * passes
     loaded = streams * row_bytes / steps  # of one pass
     weight = row_bytes / steps
-    registers = stream_registers(elements, problem.itemsize, block, warps, device.arch)
-    fit = residency(compiled, registers, 4 * warps, warps, device, constants)
+    registers = stream_registers(elements, problem.itemsize, block, warps, arch)
+    fit = residency(case, registers, 4 * warps, warps)
     zeros = np.zeros(len(block))
     loop = Loop(
         programs=zeros + problem.batch, iterations=iterations, warps=warps, hbm_bytes=loaded / passes,
         last_level_bytes=zeros, l2_bytes=loaded - loaded / passes + weight / passes, mma_clk=zeros,
         valu=np.minimum(block, problem.hidden) / lanes * _NORM_INSTRUCTIONS * streams + 10,
-        loads=np.maximum(elements * problem.itemsize / 16 / lanes, streams + 1), spills=fit.spills, lds_bytes=zeros,
-        depth=zeros + 1, latency_ns=zeros + constants.hbm_ns, segment_bytes=np.minimum(block, problem.hidden) * problem.itemsize,
+        loads=np.maximum(elements * problem.itemsize / 16 / lanes, streams + 1), spills=fit.spills,
+        lds_bytes=zeros,
+        depth=zeros, latency_ns=zeros + constants.hbm_ns,
+        segment_bytes=np.minimum(block, problem.hidden) * problem.itemsize,
         output_bytes=zeros + streams * row_bytes, mma_efficiency=zeros + 1, has_barrier=False,
         setup_us=_reduction_us(lanes, warps, constants),
     )  # fmt: skip
     moved = 2 * streams * problem.batch * row_bytes + row_bytes
-    traffic = Traffic(
-        hbm=zeros + moved, last_level=zeros + moved, l2=problem.batch * iterations * (loaded + weight)
-    )
-    return {"norm": kernel_timing(loop, traffic, fit.programs, zeros + problem.batch, device, constants)}
+    traffic = Traffic(hbm=zeros + moved, last_level=zeros + moved, l2=problem.batch * iterations * (loaded + weight))
+    return {"norm": kernel_timing(loop, traffic, fit.programs, zeros + problem.batch, case)}
 
 
-def router_launches(
-    problem: RouterDims, device: Device, constants: ModelConstants, columns: Columns, compiled: Compiled
-) -> dict[str, Timing]:
+def router_launches(problem: RouterDims, case: Candidates) -> dict[str, Timing]:
     """One program per BLOCK_T tokens holds their logits in registers and takes the maximum top_k times."""
-    block, warps = column(columns, "BLOCK_T", 1), column(columns, "num_warps", 1)
-    lanes = device.arch.wave_size * warps
+    block, warps = case.column("BLOCK_T", 1), case.column("num_warps", 1)
+    arch, constants = case.device.arch, case.constants
+    lanes = arch.wave_size * warps
     padded = 2.0 ** np.ceil(np.log2(problem.experts))
     elements = block * padded
     programs = np.ceil(problem.batch / block)
     row_bytes = problem.experts * problem.itemsize
     # A program is busy with whole rows even where the last of them do not exist.
     held = np.maximum(elements / lanes, 1.0)
-    registers = stream_registers(elements, problem.itemsize, 2 * elements, warps, device.arch)
-    fit = residency(compiled, registers, 8 * warps, warps, device, constants)
+    registers = stream_registers(elements, problem.itemsize, 2 * elements, warps, arch)
+    fit = residency(case, registers, 8 * warps, warps)
     zeros = np.zeros(len(block))
     loop = Loop(
-        programs=programs, iterations=zeros + 1, warps=warps, hbm_bytes=block * row_bytes, last_level_bytes=zeros,
+        programs=programs, iterations=zeros + 1, warps=warps, hbm_bytes=block * row_bytes,
+        last_level_bytes=zeros,
         l2_bytes=zeros, mma_clk=zeros, valu=held * (10 + _ROUND_INSTRUCTIONS * problem.top_k) + 20,
-        loads=np.maximum(held * problem.itemsize / 16, 1), spills=fit.spills, lds_bytes=zeros, depth=zeros + 1,
+        loads=np.maximum(held * problem.itemsize / 16, 1), spills=fit.spills, lds_bytes=zeros, depth=zeros,
         latency_ns=zeros + constants.hbm_ns, segment_bytes=zeros + row_bytes,
         output_bytes=block * problem.top_k * 8, mma_efficiency=zeros + 1, has_barrier=False,
         setup_us=(problem.top_k + 2) * _reduction_us(np.minimum(lanes, padded), warps, constants),
     )  # fmt: skip
     moved = problem.batch * (row_bytes + 8.0 * problem.top_k)
     traffic = Traffic(hbm=zeros + moved, last_level=zeros + moved, l2=zeros + moved)
-    return {"router": kernel_timing(loop, traffic, fit.programs, programs, device, constants)}
+    return {"router": kernel_timing(loop, traffic, fit.programs, programs, case)}
 
 
 def _reduction_us(lanes: Array, warps: Array, constants: ModelConstants) -> Array:

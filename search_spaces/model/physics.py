@@ -10,7 +10,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from ..chip import Device
-from .closed_form import Array
+from .closed_form import Array, Mask
+from .compiled import Candidates
 from .constants import ModelConstants, hbm_gbps
 
 
@@ -18,8 +19,9 @@ from .constants import ModelConstants, hbm_gbps
 class Loop:
     """The main loop of a kernel: how many programs run it, how often, and what one iteration asks for.
 
-    Bytes are per program and iteration by where they come from: `hbm_bytes` are first touches, `last_level_bytes` were
-    touched before by another part of the chip (Infinity Cache, or L2), `l2_bytes` by a neighbour that shares the L2.
+    Bytes are per program and iteration by where they come from: `hbm_bytes` are first touches,
+    `last_level_bytes` were touched before by another part of the chip (Infinity Cache, or L2), `l2_bytes` by
+    a neighbour that shares the L2.
     """
 
     programs: Array
@@ -38,7 +40,7 @@ class Loop:
     lds_bytes: Array
     """Read from shared memory by the whole program."""
     depth: Array
-    """Iterations whose loads are under way at once."""
+    """Iterations whose loads run ahead of the one computed on; 0 where each iteration waits for its own."""
     latency_ns: Array
     """Mean loaded latency of the loads of one iteration."""
     segment_bytes: Array
@@ -62,9 +64,11 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Timing:
-    """Modelled time of one kernel and its parts, arrays over configs; `total_us` is inf where it cannot launch.
+    """Modelled time of one kernel and its parts, arrays over configs; `total_us` is inf where it cannot
+    launch.
 
-    The parts from `matrix_us` to `bandwidth_share_us` are lower bounds of `loop_us` that overlap, not summands.
+    The parts from `matrix_us` to `bandwidth_share_us` are lower bounds of `loop_us` that overlap, not
+    summands.
     """
 
     total_us: Array
@@ -93,9 +97,7 @@ class _ProgramTime:
     share: Array
 
 
-def program_us(
-    loop: Loop, resident: Array, units: Array, device: Device, constants: ModelConstants
-) -> _ProgramTime:
+def program_us(loop: Loop, resident: Array, units: Array, device: Device, constants: ModelConstants) -> _ProgramTime:
     """Terms A3 and A4: time of a program when `resident` of them share a unit and `units` units work."""
     amd = device.arch.is_amd
     clk_per_us = constants.clk_ghz * 1e3
@@ -103,9 +105,7 @@ def program_us(
     waves = np.ceil(loop.warps / 4)
     matrix = loop.mma_clk * waves / loop.mma_efficiency
     issue = waves * (
-        4.0 * (loop.valu + 4 * loop.loads + 2 * loop.spills)
-        if amd
-        else (loop.valu + 4 * loop.loads + 16 * loop.spills)
+        4.0 * (loop.valu + 4 * loop.loads + 2 * loop.spills) if amd else (loop.valu + 4 * loop.loads + 16 * loop.spills)
     )
     lds = np.where(loop.lds_bytes > 0, (loop.lds_bytes + loaded) / constants.lds_bytes_per_clk, 0.0)
     l1 = loaded / constants.l1_bytes_per_clk
@@ -115,27 +115,24 @@ def program_us(
     gap = 1 + constants.issue_gap / np.maximum(resident * waves, 1)
 
     latency = loop.latency_ns * 1e-3
-    outstanding = np.minimum(resident * loop.depth * loaded, constants.inflight_bytes)
+    outstanding = np.minimum(resident * np.maximum(loop.depth, 1) * loaded, constants.inflight_bytes)
     by_latency = resident * loaded * latency / np.maximum(outstanding, 1)
     burst = loop.segment_bytes / (loop.segment_bytes + constants.segment_bytes)
     by_share = (
         resident * units / 1e3
         * (loop.hbm_bytes / burst / hbm_gbps(device, constants) + loop.last_level_bytes / constants.last_level_gbps)
     )  # fmt: skip
-    exposed = np.where(
-        loop.depth <= 1, latency + (lds + sync) / clk_per_us, (latency + alone / clk_per_us) / loop.depth
+    exposed = np.select(
+        [loop.depth < 1, loop.depth <= 1],
+        [latency + alone / clk_per_us, latency + (lds + sync) / clk_per_us],
+        (latency + alone / clk_per_us) / np.maximum(loop.depth, 1),
     )
     iteration = np.maximum.reduce(
         [alone / clk_per_us, resident * shared * gap / clk_per_us, by_latency, by_share, exposed]
     )
     store = loop.output_bytes * resident / constants.l1_bytes_per_clk / clk_per_us
     total = (
-        constants.prologue_us
-        + loop.setup_us
-        + latency
-        + loop.iterations * iteration
-        + constants.epilogue_us
-        + store
+        constants.prologue_us + loop.setup_us + latency + loop.iterations * iteration + constants.epilogue_us + store
     )
     times = loop.iterations
     return _ProgramTime(
@@ -144,14 +141,14 @@ def program_us(
     )  # fmt: skip
 
 
-def kernel_timing(
-    loop: Loop, traffic: Traffic, resident: Array, launched: Array, device: Device, constants: ModelConstants
-) -> Timing:
-    """Terms A5 and A7: whole waves of programs and a last one, at least the traffic, plus the cost of launching.
+def kernel_timing(loop: Loop, traffic: Traffic, resident: Array, launched: Array, case: Candidates) -> Timing:
+    """Terms A5 and A7: whole waves of programs and a last one, at least the traffic, plus the cost of
+    launching.
 
-    `resident` is the number of programs one unit holds (0: cannot launch), `launched` the size of the grid, of which
-    those beyond `loop.programs` exit at once.
+    `resident` is the number of programs one unit holds (0: cannot launch), `launched` the size of the grid,
+    of which those beyond `loop.programs` exit at once.
     """
+    device, constants = case.device, case.constants
     fits = resident >= 1
     resident = np.maximum(resident, 1)
     units = float(device.compute_units)
@@ -159,15 +156,12 @@ def kernel_timing(
     whole = np.floor(loop.programs / slots + 1e-9)
     rest = np.maximum(loop.programs - whole * slots, 0.0)
     full = program_us(loop, resident, np.full_like(slots, units), device, constants)
-    last = program_us(
-        loop, np.maximum(1.0, np.ceil(rest / units)), np.clip(rest, 1.0, units), device, constants
-    )
+    last = program_us(loop, np.maximum(1.0, np.ceil(rest / units)), np.clip(rest, 1.0, units), device, constants)
     has_last = rest > 1e-6
 
     def in_waves(part: str) -> Array:
-        return whole * np.asarray(getattr(full, part)) + np.where(
-            has_last, np.asarray(getattr(last, part)), 0.0
-        )
+        remainder = np.where(has_last, np.asarray(getattr(last, part)), 0.0)
+        return np.asarray(whole * np.asarray(getattr(full, part)) + remainder, np.float64)
 
     loop_us = in_waves("total")
     traffic_us = traffic_time_us(loop, traffic, device, constants)
@@ -194,24 +188,29 @@ def traffic_time_us(loop: Loop, traffic: Traffic, device: Device, constants: Mod
     return np.asarray(np.maximum.reduce(levels) / 1e3, np.float64)
 
 
-def stream_timing(
-    hbm: Array, programs: Array, rows: int, device: Device, constants: ModelConstants
-) -> Timing:
-    """A small helper kernel that reads and writes contiguous memory once (combine, sum, split-K reduce)."""
-    ones = np.ones(rows)
-    bytes_each = np.broadcast_to(np.asarray(hbm, np.float64), (rows,)) / np.maximum(programs, 1)
+def stream_timing(moved: float | Array, programs: float | Array, case: Candidates) -> Timing:
+    """A small helper kernel that reads and writes `moved` bytes of contiguous, recently written memory once."""
+    ones = np.ones(case.rows)
+    grid = np.maximum(np.ceil(programs), 1.0) * ones
+    zeros = 0.0 * ones
+    each = moved / grid
     loop = Loop(
-        programs=programs * ones, iterations=ones, warps=4 * ones, hbm_bytes=0 * ones, last_level_bytes=bytes_each,
-        l2_bytes=0 * ones, mma_clk=0 * ones, valu=20 * ones, loads=4 * ones, spills=0 * ones, lds_bytes=0 * ones,
-        depth=ones, latency_ns=constants.last_level_ns * ones, segment_bytes=512 * ones, output_bytes=0 * ones, mma_efficiency=ones, setup_us=0 * ones, has_barrier=False,
+        programs=grid, iterations=ones, warps=4 * ones, hbm_bytes=zeros, last_level_bytes=each, l2_bytes=zeros,
+        mma_clk=zeros, valu=20 * ones, loads=4 * ones, spills=zeros, lds_bytes=zeros, depth=ones,
+        latency_ns=case.constants.last_level_ns * ones, segment_bytes=512 * ones, output_bytes=zeros,
+        mma_efficiency=ones, setup_us=zeros, has_barrier=False,
     )  # fmt: skip
-    traffic = Traffic(hbm=0 * ones, last_level=bytes_each * programs, l2=bytes_each * programs)
-    return kernel_timing(loop, traffic, 8 * ones, programs * ones, device, constants)
+    traffic = Traffic(hbm=zeros, last_level=moved * ones, l2=moved * ones)
+    return kernel_timing(loop, traffic, 8 * ones, grid, case)
 
 
-def chosen(mask: Array, yes: Timing, no: Timing) -> Timing:
+def nothing(case: Candidates) -> Timing:
+    """A launch that no config needs."""
+    zeros = np.zeros(case.rows)
+    return Timing(*(zeros for _ in fields(Timing)))
+
+
+def chosen(mask: Array | Mask, yes: Timing, no: Timing) -> Timing:
     """Per config one of two timings."""
     where = np.asarray(mask, np.bool_)
-    return Timing(
-        *(np.where(where, getattr(yes, each.name), getattr(no, each.name)) for each in fields(Timing))
-    )
+    return Timing(*(np.where(where, getattr(yes, each.name), getattr(no, each.name)) for each in fields(Timing)))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 _EXACT_BELOW = 5000
-"""Tokens from which the binomial is replaced by its normal approximation: exact tables grow with the tokens."""
+"""Tokens from which a normal law replaces the binomial, whose table grows with the tokens."""
 
 
 class RowBlocks(NamedTuple):
@@ -30,9 +30,7 @@ def row_blocks(tokens: int, experts: int, top_k: int, block_m: int) -> RowBlocks
         per_expert = float(-(-tokens // block_m))
         active = float(experts)
     else:
-        per_expert = (
-            _exact(tokens, share, block_m) if tokens < _EXACT_BELOW else _normal(tokens, share, block_m)
-        )
+        per_expert = _exact(tokens, share, block_m) if tokens < _EXACT_BELOW else _normal(tokens, share, block_m)
         active = experts * -math.expm1(tokens * math.log1p(-share))
     blocks = experts * per_expert
     return RowBlocks(blocks, active, min(block_m, tokens * top_k / max(blocks, 1e-9)))

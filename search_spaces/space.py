@@ -1,4 +1,4 @@
-"""SearchSpace: the choices of a kernel's parameters, the constraints with their reasons, and the enumerated feasible set."""
+"""SearchSpace: a kernel's parameters and their choices, constraints with reasons, and the enumerated feasible set."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from .arch import Device
 from .config import Config, Value
+from .model.estimate import shared_bytes_estimate
 from .problem import Problem, parse_signature
 from .work import Work
 
@@ -41,14 +42,14 @@ class Constraint:
 
 @dataclass(frozen=True)
 class FeasibleSet:
-    """Every legal config of one problem on one device, as ranks into the list of choices of each parameter."""
+    """Every legal config of one problem on one device, as ranks into the choices of each parameter."""
 
     choices: Choices
     ranks: npt.NDArray[np.int16]
     """[configs, parameters], in the order of the raw product: the first parameter varies slowest."""
     raw_count: int
     rejected: tuple[tuple[str, int], ...]
-    """(reason, number of raw configs that break this rule), a config counted once for each rule it breaks."""
+    """(reason, number of configs that break this rule); shared memory is asked only of those legal otherwise."""
 
     def __len__(self) -> int:
         return len(self.ranks)
@@ -64,7 +65,9 @@ class FeasibleSet:
 
     def config(self, index: int) -> Config:
         """The config at a row of `ranks`."""
-        return Config({name: self.choices[name][rank] for name, rank in zip(self.names, self.ranks[index], strict=True)})
+        return Config(
+            {name: self.choices[name][rank] for name, rank in zip(self.names, self.ranks[index], strict=True)}
+        )
 
     def __iter__(self) -> Iterator[Config]:
         return (self.config(index) for index in range(len(self)))
@@ -162,6 +165,11 @@ class SearchSpace:
             holds = constraint.holds(columns, problem, device)
             rejected.append((constraint.reason, int(raw_count - holds.sum())))
             legal &= holds
+        # The closed form of shared memory costs more than all other rules together: only where they leave a choice.
+        rows = np.flatnonzero(legal)
+        fits = FITS_SHARED_MEMORY.holds(columns_of(choices, ranks[rows]), problem, device)
+        rejected.append((FITS_SHARED_MEMORY.reason, int(len(rows) - fits.sum())))
+        legal[rows] = fits
         if not legal.any():
             raise EmptySpace(f"no config of {self.kernel} is legal for {problem} on {device.name}")
         return FeasibleSet(choices, np.ascontiguousarray(ranks[legal]), raw_count, tuple(r for r in rejected if r[1]))
@@ -179,7 +187,7 @@ class SearchSpace:
         if faults:
             return faults
         columns = columns_of_config(config)
-        rules = (*GENERAL_CONSTRAINTS, *self.constraints)
+        rules = (*GENERAL_CONSTRAINTS, *self.constraints, FITS_SHARED_MEMORY)
         return [rule.reason for rule in rules if not rule.holds(columns, problem, device)[0]]
 
     def check(self, config: Config, problem: Problem, device: Device) -> None:
@@ -203,6 +211,9 @@ class SearchSpace:
 
         def choices(problem: Problem, device: Device) -> Choices:
             base = self.choices(problem, device)
+            for name in extra:
+                if name not in base:
+                    raise IllegalConfig(f"{name} is no parameter of {self.kernel} on {device.name}: {', '.join(base)}")
             return {name: _union(values, extra.get(name, ())) for name, values in base.items()}
 
         return dataclasses.replace(self, choices=choices)
@@ -254,7 +265,13 @@ def _threads_fit(columns: Columns, problem: Problem, device: Device) -> Mask:
     return np.asarray(columns["num_warps"] * device.arch.wave_size <= device.arch.max_threads_per_program, np.bool_)
 
 
+def _shared_memory_fits(columns: Columns, problem: Problem, device: Device) -> Mask:
+    needed = shared_bytes_estimate(problem.kernel, problem, device, columns)
+    return np.asarray(needed <= device.arch.shared_limit_bytes, np.bool_)
+
+
 GENERAL_CONSTRAINTS = (
     Constraint("block sizes and num_warps must be powers of two (tl.arange)", _powers_of_two),
     Constraint("num_warps x wave size must not pass the threads of one program", _threads_fit),
 )
+FITS_SHARED_MEMORY = Constraint("the tiles must fit the chip's shared memory (LDS)", _shared_memory_fits)

@@ -10,6 +10,9 @@ import torch
 import triton
 import triton.language as tl
 
+from ..search_spaces.arch import Device
+from ..search_spaces.config import Config
+
 SEARCH_ELEMENTS = 4096
 """Size of the [rows, pairs] comparison in `find_pairs`: 32 registers a thread at 4 warps of 32."""
 
@@ -54,6 +57,28 @@ def load_weights(pointers, rows, num_rows: tl.constexpr, columns, num_columns: t
         return tl.load(pointers)
     inside = (rows < num_rows)[:, None] & (columns < num_columns)[None, :]
     return tl.load(pointers, mask=inside, other=0.0)
+
+
+@triton.jit
+def load_activations(row_ptr, columns, num_columns: tl.constexpr, BLOCK_N: tl.constexpr, ROW_SPANS: tl.constexpr):
+    """One row of activations, to be multiplied with a [BLOCK_N, columns] tile of weights.
+
+    Loaded as a vector only where it then lies in the threads as the weights do (ROW_SPANS); elsewhere every row of
+    the tile loads it again, from the nearest cache, because the change of layout would go through shared memory with
+    two barriers a step, and no load passes a barrier: on gfx942 it left 4 weight loads in flight instead of 16.
+    """
+    if ROW_SPANS:
+        row = tl.load(row_ptr + columns, mask=columns < num_columns, other=0.0)[None, :]
+    else:
+        offsets = tl.zeros((BLOCK_N, 1), tl.int32) + columns[None, :]
+        row = tl.load(row_ptr + offsets, mask=offsets < num_columns, other=0.0)
+    return row
+
+
+def row_spans_program(dtype: torch.dtype, config: Config, device: Device) -> bool:
+    """Whether BLOCK_K elements give every thread of a program a load of 16 bytes."""
+    threads = config.integer("num_warps") * device.arch.wave_size
+    return config.integer("BLOCK_K") * dtype.itemsize >= 16 * threads
 
 
 def random_expert_ids(

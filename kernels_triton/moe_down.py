@@ -13,7 +13,7 @@ import triton.language as tl
 from ..search_spaces.arch import Device
 from ..search_spaces.config import Config
 from ..search_spaces.moe import MOE_DOWN, MoeProblem
-from .expert_rows import SEARCH_ELEMENTS, check_experts, count_rows, find_pairs, load_weights, random_expert_ids
+from .expert_rows import SEARCH_ELEMENTS, check_experts, count_rows, find_pairs, load_activations, load_weights, random_expert_ids, row_spans_program
 from .launch import Launch, Plan, compile_options
 from .program_order import row_and_column
 from .spec import TORCH_DTYPES, KernelSpec, make_generator, random_tensor
@@ -27,7 +27,8 @@ def _moe_down_token_kernel(
     h_ptr, w2_ptr, ids_ptr, weights_ptr, residual_ptr, out_ptr, batch,
     h_row_stride, w2_expert_stride, w2_row_stride, residual_row_stride,
     TOP_K: tl.constexpr, HIDDEN: tl.constexpr, INTER: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, COLUMNS_FASTEST: tl.constexpr, XCDS: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, ROW_SPANS: tl.constexpr, COLUMNS_FASTEST: tl.constexpr,
+    XCDS: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_N outputs of one token over its TOP_K experts. Grid batch x cdiv(HIDDEN, BLOCK_N)."""
     token, block = row_and_column(batch, tl.cdiv(HIDDEN, BLOCK_N), COLUMNS_FASTEST, XCDS)
@@ -40,10 +41,10 @@ def _moe_down_token_kernel(
         weight = tl.load(weights_ptr + pair).to(tl.float32)
         for start in tl.static_range(0, INTER, BLOCK_K):
             columns = start + tl.arange(0, BLOCK_K)
-            h = tl.load(h_ptr + pair * h_row_stride + columns, mask=columns < INTER, other=0.0)
+            h = load_activations(h_ptr + pair * h_row_stride, columns, INTER, BLOCK_N, ROW_SPANS)
             pointers = expert_ptr + rows[:, None] * w2_row_stride + columns[None, :]
             w2 = load_weights(pointers, rows, HIDDEN, columns, INTER, BLOCK_N, BLOCK_K)
-            sums += w2.to(tl.float32) * (h.to(tl.float32) * weight)[None, :]
+            sums += w2.to(tl.float32) * (h.to(tl.float32) * weight)
     out = tl.sum(sums, 1)
     if residual_ptr is not None:
         residual = tl.load(residual_ptr + token.to(tl.int64) * residual_row_stride + rows, mask=rows < HIDDEN, other=0.0)
@@ -139,6 +140,7 @@ def plan_moe_down(
     options = compile_options(config)
     blocks_n = triton.cdiv(hidden, config.integer("BLOCK_N"))
     if config.word("FORM") == "token":
+        constexprs["ROW_SPANS"] = row_spans_program(h.dtype, config, device)
         launch = Launch(_moe_down_token_kernel, (batch * blocks_n,), {**inputs, **outputs}, constexprs, options)
         return Plan((launch,), (out,))
     block_m = config.integer("BLOCK_M")

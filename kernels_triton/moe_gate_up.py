@@ -13,7 +13,7 @@ import triton.language as tl
 from ..search_spaces.arch import Device
 from ..search_spaces.config import Config
 from ..search_spaces.moe import MOE_GATE_UP, MoeProblem
-from .expert_rows import SEARCH_ELEMENTS, check_experts, count_rows, find_pairs, load_weights, random_expert_ids
+from .expert_rows import SEARCH_ELEMENTS, check_experts, count_rows, find_pairs, load_activations, load_weights, random_expert_ids, row_spans_program
 from .launch import Launch, Plan, compile_options
 from .program_order import row_and_column
 from .spec import TORCH_DTYPES, KernelSpec, make_generator, random_tensor
@@ -23,7 +23,8 @@ from .spec import TORCH_DTYPES, KernelSpec, make_generator, random_tensor
 def _moe_gate_up_pair_kernel(
     x_ptr, w13_ptr, ids_ptr, h_ptr, batch, x_row_stride, w13_expert_stride, w13_row_stride,
     TOP_K: tl.constexpr, HIDDEN: tl.constexpr, INTER: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, COLUMNS_FASTEST: tl.constexpr, XCDS: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, ROW_SPANS: tl.constexpr, COLUMNS_FASTEST: tl.constexpr,
+    XCDS: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_N elements of h of one pair, by FMA. Grid batch x TOP_K x cdiv(INTER, BLOCK_N)."""
     pair, block = row_and_column(batch * TOP_K, tl.cdiv(INTER, BLOCK_N), COLUMNS_FASTEST, XCDS)
@@ -37,7 +38,7 @@ def _moe_gate_up_pair_kernel(
     # Unrolled: a loop without tl.dot is not pipelined, and unrolled loads can all be in flight.
     for start in tl.static_range(0, HIDDEN, BLOCK_K):
         columns = start + tl.arange(0, BLOCK_K)
-        x = tl.load(x_row_ptr + columns, mask=columns < HIDDEN, other=0.0).to(tl.float32)[None, :]
+        x = load_activations(x_row_ptr, columns, HIDDEN, BLOCK_N, ROW_SPANS).to(tl.float32)
         offsets = rows[:, None] * w13_row_stride + columns[None, :]
         gate += load_weights(gate_ptr + offsets, rows, INTER, columns, HIDDEN, BLOCK_N, BLOCK_K).to(tl.float32) * x
         up += load_weights(up_ptr + offsets, rows, INTER, columns, HIDDEN, BLOCK_N, BLOCK_K).to(tl.float32) * x
@@ -124,6 +125,7 @@ def plan_moe_gate_up(
     blocks_n = triton.cdiv(inter, config.integer("BLOCK_N"))
     if config.word("FORM") == "pair":
         fn, grid = _moe_gate_up_pair_kernel, (batch * top_k * blocks_n,)
+        constexprs["ROW_SPANS"] = row_spans_program(x.dtype, config, device)
     else:
         block_m = config.integer("BLOCK_M")
         fn, grid = _moe_gate_up_expert_kernel, (experts * triton.cdiv(batch, block_m) * blocks_n,)

@@ -24,6 +24,7 @@ MIN_DOT = 16
 MAX_UNROLLED_STEPS = 32
 MAX_WEIGHT_RE_READS = 4.0
 MAX_ACCUMULATORS_PER_THREAD = 128
+MAX_STEP_BYTES_PER_THREAD = 256
 MAX_ELEMENTS = 1 << 20
 """Triton's limit on the elements of one tensor."""
 
@@ -202,6 +203,10 @@ def _constraints(shape_of: _ShapeOf) -> tuple[Constraint, ...]:
         registers = matrices * columns["BLOCK_N"] * width / _threads(columns, device)
         return np.asarray(registers <= MAX_ACCUMULATORS_PER_THREAD, np.bool_)
 
+    def short_steps(columns: Columns, problem: MoeProblem, device: Device) -> Mask:
+        tile_bytes = shape_of(problem).matrices * columns["BLOCK_N"] * columns["BLOCK_K"] * problem.itemsize
+        return ~_is_tile(columns) | (tile_bytes <= MAX_STEP_BYTES_PER_THREAD * _threads(columns, device))
+
     return (
         Constraint(
             "BLOCK_M, SWAP, num_stages, matrix_instr_nonkdim and kpack have no effect without tl.dot: pinned", _pinned
@@ -220,37 +225,60 @@ def _constraints(shape_of: _ShapeOf) -> tuple[Constraint, ...]:
         Constraint("BLOCK_M must not pass the power of two above the batch", _rows_needed),
         Constraint("BLOCK_N and BLOCK_K must not pass the power of two above the weights", no_wider_than_weights),
         Constraint(f"the GEMV form unrolls at most {MAX_UNROLLED_STEPS} steps, or one per expert", few_steps),
+        Constraint(
+            f"a thread loads at most {MAX_STEP_BYTES_PER_THREAD} bytes of weights a step of the expert form (spills)",
+            short_steps,
+        ),
         Constraint(f"a thread holds at most {MAX_ACCUMULATORS_PER_THREAD} accumulators", small_accumulators),
     )
 
 
-def _knobs(config: dict[str, Value], device: Device) -> Config:
-    """The config with neutral values for the parameters that only some devices have."""
+def _with_knobs(config: Config, device: Device) -> Config:
+    """The config with the parameters that only some devices have at their plain values."""
+    knobs: dict[str, Value] = {name: values[0] for name, values in vendor_knobs(device, has_dot=True).items()}
     if device.xcds > 1:
-        config["XCD_REMAP"] = 0
-    for name, values in vendor_knobs(device, has_dot=True).items():
-        config[name] = values[0]
-    return Config(config)
+        knobs["XCD_REMAP"] = 0
+    return Config({**knobs, **config})
 
 
-def _default(gemv_form: str, gemv: tuple[int, int], shape_of: _ShapeOf, problem: MoeProblem, device: Device) -> Config:
-    # Up to about 1.2 rows an expert the GEMV form costs little re-reading and has more loads in flight.
-    if _rows_per_expert(problem) <= 1.2:
-        block_n, block_k = gemv
-        blocks: dict[str, Value] = {"BLOCK_M": MIN_DOT, "BLOCK_N": block_n, "num_stages": 1, "ORDER": "rows"}
-        blocks["BLOCK_K"] = min(block_k, _power_above(shape_of(problem).depth))
-        return _knobs({"FORM": gemv_form, "SWAP": 0, "num_warps": 4, **blocks}, device)
-    tile: dict[str, Value] = {"BLOCK_M": MIN_DOT, "BLOCK_N": 64, "BLOCK_K": 128, "ORDER": "cols"}
-    tile["num_stages"] = 2 if device.arch.is_amd else 3
-    return _knobs({"FORM": "expert", "SWAP": 0, "num_warps": 4, **tile}, device)
+def _gemv_config(form: str, block_n: int, block_k: int, num_warps: int, device: Device) -> Config:
+    # Rows fastest: programs that share an expert run side by side and find its weights in L2.
+    config = Config.of(
+        FORM=form, BLOCK_M=MIN_DOT, BLOCK_N=block_n, BLOCK_K=block_k, SWAP=0, ORDER="rows",
+        num_warps=num_warps, num_stages=1,
+    )  # fmt: skip
+    return _with_knobs(config, device)
+
+
+def _tile_config(device: Device) -> Config:
+    tile = Config.of(FORM="expert", BLOCK_M=MIN_DOT, BLOCK_K=128, SWAP=0, ORDER="cols")
+    if not device.arch.is_amd:
+        return _with_knobs(tile.replace(BLOCK_N=64, num_warps=4, num_stages=3), device)
+    tile = _with_knobs(tile.replace(BLOCK_N=32, num_warps=2, num_stages=2), device)
+    # With kpack 2 Triton 3.7 takes the weights past LDS on gfx942: 4 KiB instead of 20 KiB a program.
+    return tile.replace(kpack=2) if "kpack" in tile else tile
+
+
+def _prefers_gemv(problem: MoeProblem) -> bool:
+    """Little is read twice up to about 1.2 rows an expert, and the GEMV forms have more loads in flight."""
+    return _rows_per_expert(problem) <= 1.2
 
 
 def _gate_up_default(problem: MoeProblem, device: Device) -> Config:
-    return _default("pair", (8, 1024), _gate_up_shape, problem, device)
+    if not _prefers_gemv(problem):
+        return _tile_config(device)
+    if problem.hidden > 2048 and not device.arch.is_amd:
+        return _gemv_config("pair", 4, 2048, 4, device)
+    return _gemv_config("pair", 8, 1024, 4, device)
 
 
 def _down_default(problem: MoeProblem, device: Device) -> Config:
-    return _default("token", (4, 1024), _down_shape, problem, device)
+    if not _prefers_gemv(problem):
+        return _tile_config(device)
+    # On CDNA the loads of 24 or so short steps are issued together (counted in the ISA: 24 against 6 at 1024 wide).
+    if device.arch.is_amd and problem.top_k * -(-problem.inter // 256) <= MAX_UNROLLED_STEPS:
+        return _gemv_config("token", 4, 256, 2, device)
+    return _gemv_config("token", 4, 1024, 4, device)
 
 
 MOE_GATE_UP = SearchSpace(

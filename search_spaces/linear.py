@@ -1,10 +1,24 @@
-"""Skinny dense projections: y = x W^T with few rows of x, and their fused forms."""
+"""Skinny dense projections, y = x W^T with few rows of x, and their fused forms: problems and search spaces."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from .arch import Device
+from .config import Config
 from .problem import Problem
+from .space import Choices, Columns, Constraint, Mask, SearchSpace, vendor_knobs
+from .work import Work
+
+VECTOR_BYTES = 16
+MAX_FMA_ROWS = 8
+MIN_DOT = 16
+MAX_TENSOR_ELEMENTS = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +30,16 @@ class LinearProblem(Problem):
     bias: int
     residual: int
 
+    @property
+    def segments(self) -> tuple[int, ...]:
+        """Output columns per weight; a block of columns never straddles two segments."""
+        return (self.n,)
+
+    @property
+    def weights_per_column(self) -> int:
+        """Rows of weights, and so accumulators, behind one output column."""
+        return 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class LinearSiluMulProblem(Problem):
@@ -23,6 +47,16 @@ class LinearSiluMulProblem(Problem):
 
     n: int
     k: int
+
+    @property
+    def segments(self) -> tuple[int, ...]:
+        """Output columns per pair of weights."""
+        return (self.n,)
+
+    @property
+    def weights_per_column(self) -> int:
+        """Gate and up."""
+        return 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,3 +67,273 @@ class LinearQkvProblem(Problem):
     n_kv: int
     k: int
     bias: int
+
+    @property
+    def segments(self) -> tuple[int, ...]:
+        """Output columns of q, k and v."""
+        return (self.n_q, self.n_kv, self.n_kv)
+
+    @property
+    def weights_per_column(self) -> int:
+        """One row of weights per output column."""
+        return 1
+
+
+AnyLinear = LinearProblem | LinearSiluMulProblem | LinearQkvProblem
+
+
+def _power_of_two_from(value: int) -> int:
+    """The smallest power of two that is not below value."""
+    return 1 << max(0, value - 1).bit_length()
+
+
+def _choices(problem: AnyLinear, device: Device) -> Choices:
+    """A block of rows is the batch rounded up, or half of it, so the list depends on the batch.
+
+    Up to 8 rows both forms are offered, FMA with exactly the rows needed and tl.dot padded to 16; above, the FMA
+    form would issue more than one fused multiply-add per weight and lane in the time the weight takes to arrive.
+    """
+    rows = _power_of_two_from(problem.batch)
+    has_fma = rows <= MAX_FMA_ROWS
+    row_blocks: tuple[int, ...]
+    if has_fma:
+        row_blocks = (rows, MIN_DOT)
+    elif rows == MIN_DOT:
+        row_blocks = (MIN_DOT,)
+    else:
+        row_blocks = (min(rows, 128) // 2, min(rows, 128))
+    choices: Choices = {
+        "DOT": (0, 1) if has_fma else (1,),
+        "BLOCK_M": row_blocks,
+        "BLOCK_N": (2, 4, 8, 16, 32, 64, 128) if has_fma else (16, 32, 64, 128) + ((256,) if rows > 32 else ()),
+        "BLOCK_K": (128, 256, 512, 1024, 2048) if has_fma else (64, 128, 256, 512),
+        "SPLIT_K": (1, 2, 4, 8),
+        "num_warps": (1, 2, 4, 8) if rows <= 32 else (2, 4, 8),
+        "num_stages": ((1, 2, 3) if rows <= 16 else (1, 2)) if device.arch.is_amd else (2, 3, 4, 5),
+    }
+    if device.xcds > 1:
+        choices["XCD_REMAP"] = (0, 1) if problem.batch > row_blocks[0] else (0,)
+    knobs = vendor_knobs(device, has_dot=True)
+    if "matrix_instr_nonkdim" in knobs and row_blocks[-1] < 32:
+        knobs["matrix_instr_nonkdim"] = (16,)
+    return {**choices, **knobs}
+
+
+def _threads(columns: Columns, device: Device) -> npt.NDArray[Any]:
+    return np.asarray(columns["num_warps"] * device.arch.wave_size)
+
+
+def _uses_dot(columns: Columns) -> Mask:
+    return np.asarray(columns["DOT"] == 1, np.bool_)
+
+
+def _row_blocks_of(columns: Columns, problem: AnyLinear) -> npt.NDArray[Any]:
+    return np.asarray(-(-problem.batch // columns["BLOCK_M"]))
+
+
+def _tiles(columns: Columns, problem: AnyLinear) -> npt.NDArray[Any]:
+    """Programs of one split."""
+    column_blocks = sum(-(-segment // columns["BLOCK_N"]) for segment in problem.segments)
+    return np.asarray(column_blocks * _row_blocks_of(columns, problem))
+
+
+def _form_has_rows(columns: Columns, problem: AnyLinear, device: Device) -> Mask:
+    return np.asarray(_uses_dot(columns) == (columns["BLOCK_M"] >= MIN_DOT), np.bool_)
+
+
+def _form_has_columns(columns: Columns, problem: AnyLinear, device: Device) -> Mask:
+    return np.where(_uses_dot(columns), columns["BLOCK_N"] >= MIN_DOT, columns["BLOCK_N"] <= 16)
+
+
+def _dot_depth(columns: Columns, problem: AnyLinear, device: Device) -> Mask:
+    return ~_uses_dot(columns) | (columns["BLOCK_K"] <= 512)
+
+
+def _fma_warps_along_k(columns: Columns, problem: AnyLinear, device: Device) -> Mask:
+    row_bytes = columns["BLOCK_K"] * problem.itemsize
+    return _uses_dot(columns) | (row_bytes >= VECTOR_BYTES * _threads(columns, device))
+
+
+def _fma_registers(columns: Columns, problem: AnyLinear, device: Device) -> Mask:
+    """Per thread: the loads of one step, and one accumulator per row of x and 16-byte load."""
+    loads = columns["BLOCK_N"] * columns["BLOCK_K"] * problem.itemsize / (VECTOR_BYTES * _threads(columns, device))
+    loads = loads * problem.weights_per_column
+    return np.asarray(_uses_dot(columns) | ((loads <= 16) & (loads * columns["BLOCK_M"] <= 64)), np.bool_)
+
+
+def _dot_loads_are_wide(columns: Columns, problem: AnyLinear, device: Device) -> Mask:
+    tile_bytes = columns["BLOCK_N"] * columns["BLOCK_K"] * problem.itemsize
+    return ~_uses_dot(columns) | (tile_bytes >= VECTOR_BYTES * _threads(columns, device))
+
+
+def _dot_tile_is_balanced(columns: Columns, problem: AnyLinear, device: Device) -> Mask:
+    narrow = columns["BLOCK_N"] * 4 < columns["BLOCK_M"]
+    deep = (columns["BLOCK_M"] >= 64) & (columns["BLOCK_K"] > 256)
+    return np.asarray(~_uses_dot(columns) | ~(narrow | deep), np.bool_)
+
+
+def _dot_accumulators(columns: Columns, problem: AnyLinear, device: Device) -> Mask:
+    elements = columns["BLOCK_M"] * columns["BLOCK_N"] * problem.weights_per_column
+    return ~_uses_dot(columns) | (elements <= 128 * _threads(columns, device))
+
+
+def _dot_warps_have_work(columns: Columns, problem: AnyLinear, device: Device) -> Mask:
+    fragments = columns["BLOCK_M"] * columns["BLOCK_N"] // (MIN_DOT * MIN_DOT)
+    return ~_uses_dot(columns) | (columns["num_warps"] <= 2 * fragments)
+
+
+def _tensors_fit(columns: Columns, problem: AnyLinear, device: Device) -> Mask:
+    """The FMA form multiplies a [BLOCK_M, BLOCK_N, BLOCK_K] tensor, the dot form loads two matrices."""
+    product = columns["BLOCK_M"] * columns["BLOCK_N"] * columns["BLOCK_K"]
+    matrix = np.maximum(columns["BLOCK_M"], columns["BLOCK_N"]) * columns["BLOCK_K"]
+    return np.asarray(np.where(_uses_dot(columns), matrix, product) <= MAX_TENSOR_ELEMENTS, np.bool_)
+
+
+def _matrix_instruction_fits(columns: Columns, problem: AnyLinear, device: Device) -> Mask:
+    if "matrix_instr_nonkdim" not in columns:
+        return np.ones(len(columns["DOT"]), np.bool_)
+    smaller = np.minimum(columns["BLOCK_M"], columns["BLOCK_N"])
+    return np.asarray((columns["matrix_instr_nonkdim"] <= 16) | (smaller >= 32), np.bool_)
+
+
+def _dot_knobs_pinned(columns: Columns, problem: AnyLinear, device: Device) -> Mask:
+    """The loop without tl.dot is not pipelined and has no matrix instruction."""
+    pinned = columns["num_stages"] == (1 if device.arch.is_amd else 2)
+    if "kpack" in columns:
+        pinned = pinned & (columns["kpack"] == 1)
+    if "matrix_instr_nonkdim" in columns:
+        pinned = pinned & (columns["matrix_instr_nonkdim"] == 16)
+    return np.asarray(_uses_dot(columns) | pinned, np.bool_)
+
+
+def _remap_has_effect(columns: Columns, problem: AnyLinear, device: Device) -> Mask:
+    if "XCD_REMAP" not in columns:
+        return np.ones(len(columns["DOT"]), np.bool_)
+    return np.asarray((columns["XCD_REMAP"] == 0) | (_row_blocks_of(columns, problem) > 1), np.bool_)
+
+
+def _blocks_needed(columns: Columns, problem: AnyLinear, device: Device) -> Mask:
+    too_wide = columns["BLOCK_N"] >= 2 * max(MIN_DOT, min(problem.segments))
+    too_deep = columns["BLOCK_K"] >= 2 * max(512, problem.k)
+    return np.asarray(~(too_wide | too_deep), np.bool_)
+
+
+def _splits_have_work(columns: Columns, problem: AnyLinear, device: Device) -> Mask:
+    """At least two steps a split in the pipelined form and one in the other, and no split left empty."""
+    steps = -(-problem.k // columns["BLOCK_K"])
+    steps_per_split = -(-steps // columns["SPLIT_K"])
+    filled = -(-steps // steps_per_split) == columns["SPLIT_K"]
+    least = np.where(_uses_dot(columns), 2, 1)
+    return np.asarray((columns["SPLIT_K"] == 1) | (filled & (steps_per_split >= least)), np.bool_)
+
+
+def _splits_fill_device(columns: Columns, problem: AnyLinear, device: Device) -> Mask:
+    programs = _tiles(columns, problem) * columns["SPLIT_K"]
+    return np.asarray((columns["SPLIT_K"] == 1) | (programs <= 3 * device.compute_units), np.bool_)
+
+
+CONSTRAINTS = (
+    Constraint("tl.dot takes 16 rows or more, the FMA form 8 or fewer", _form_has_rows),
+    Constraint("tl.dot takes 16 columns or more, the FMA form has registers for at most 16", _form_has_columns),
+    Constraint(
+        "the dot form must not step more than 512 deep: a longer step only delays the first product", _dot_depth
+    ),
+    Constraint(
+        "the FMA form needs a 16-byte load per thread along k, else x moves through shared memory", _fma_warps_along_k
+    ),
+    Constraint("the FMA form must not hold more than 16 loads or 64 accumulators per thread and step", _fma_registers),
+    Constraint("each thread must have at least one 16-byte load of the weight tile", _dot_loads_are_wide),
+    Constraint(
+        "with 64 rows or more a tile is at least a quarter as wide as high and at most 256 deep", _dot_tile_is_balanced
+    ),
+    Constraint("the accumulators of the dot form must not pass 128 registers per thread", _dot_accumulators),
+    Constraint("each warp of the dot form must own at least half a 16x16 fragment of the tile", _dot_warps_have_work),
+    Constraint("no tensor may pass Triton's limit of 1048576 elements", _tensors_fit),
+    Constraint("a 32-wide matrix instruction needs BLOCK_M and BLOCK_N of at least 32", _matrix_instruction_fits),
+    Constraint(
+        "stages, kpack and matrix instruction have no effect without tl.dot and stay at one value", _dot_knobs_pinned
+    ),
+    Constraint("XCD_REMAP has an effect only where several blocks of rows share a weight tile", _remap_has_effect),
+    Constraint("a block must not pass the problem's size by a power of two or more", _blocks_needed),
+    Constraint("every split of k must have work: two steps with tl.dot, one without", _splits_have_work),
+    Constraint("k is split only to fill the device: at most 3 programs per compute unit", _splits_fill_device),
+)
+
+
+def _default(problem: AnyLinear, device: Device) -> Config:
+    """FMA up to 4 rows of x, tl.dot above; tiles small enough and k split enough to fill the device."""
+    config = _fma_default(problem, device) if problem.batch <= 4 else _dot_default(problem, device)
+    if device.arch.is_amd:
+        config = config.replace(waves_per_eu=0, matrix_instr_nonkdim=16)
+        if device.arch.allows_kpack:
+            config = config.replace(kpack=1)
+    return config.replace(XCD_REMAP=0) if device.xcds > 1 else config
+
+
+def _fma_default(problem: AnyLinear, device: Device) -> Config:
+    block_k = max(256, VECTOR_BYTES // problem.itemsize * device.arch.wave_size)
+    config = Config.of(
+        DOT=0, BLOCK_M=_power_of_two_from(problem.batch), BLOCK_N=4 // problem.weights_per_column, BLOCK_K=block_k,
+        SPLIT_K=1, num_warps=1, num_stages=1 if device.arch.is_amd else 2,
+    )  # fmt: skip
+    while (
+        config.integer("num_warps") < 4
+        and problem.k % (2 * config.integer("BLOCK_K")) == 0
+        and config.integer("BLOCK_K") < 2048
+    ):
+        config = config.replace(BLOCK_K=2 * config.integer("BLOCK_K"), num_warps=2 * config.integer("num_warps"))
+    return config
+
+
+def _dot_default(problem: AnyLinear, device: Device) -> Config:
+    block_m = min(128, max(MIN_DOT, _power_of_two_from(problem.batch)))
+    columns = sum(problem.segments)
+    row_blocks = -(-problem.batch // block_m)
+    block_n = (64 if block_m < 64 else max(64, block_m)) // problem.weights_per_column
+    while block_n > max(MIN_DOT, block_m // 4) and columns // block_n * row_blocks < device.compute_units:
+        block_n //= 2
+    block_k = 128 if block_m <= 32 else 64
+    block_k = max(64, block_k * 2 // problem.itemsize)
+    if problem.batch <= MAX_FMA_ROWS:
+        block_k = max(128, block_k)
+    fragments = block_m * block_n // (MIN_DOT * MIN_DOT)
+    warps = 8 if block_m * block_n * problem.weights_per_column >= 128 * 128 else min(4, 2 * fragments)
+    while block_n * block_k * problem.itemsize < VECTOR_BYTES * warps * device.arch.wave_size:
+        block_k *= 2
+    split = 1
+    tiles = sum(-(-segment // block_n) for segment in problem.segments) * row_blocks
+    while split < 8 and tiles * split * 2 <= 2 * device.compute_units and _can_split(problem.k, block_k, 2 * split):
+        split *= 2
+    return Config.of(
+        DOT=1, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, SPLIT_K=split,
+        num_warps=warps, num_stages=2 if device.arch.is_amd else 3,
+    )  # fmt: skip
+
+
+def _can_split(k: int, block_k: int, splits: int) -> bool:
+    steps = -(-k // block_k)
+    per_split = -(-steps // splits)
+    return per_split >= 4 and -(-steps // per_split) == splits
+
+
+def _work(problem: AnyLinear) -> Work:
+    """Each weight, x and y once; one extra read of the residual and of the bias where there is one."""
+    columns = sum(problem.segments)
+    weights = columns * problem.weights_per_column * problem.k
+    elements = weights + problem.batch * (problem.k + columns)
+    if not isinstance(problem, LinearSiluMulProblem) and problem.bias:
+        elements += columns
+    if isinstance(problem, LinearProblem) and problem.residual:
+        elements += problem.batch * columns
+    return Work(flops=2.0 * problem.batch * weights, bytes=float(problem.itemsize * elements))
+
+
+def _space(kernel: str, problem_type: type[Problem], work: Callable[[Any], Work] = _work) -> SearchSpace:
+    return SearchSpace(
+        kernel=kernel, problem_type=problem_type, choices=_choices, constraints=CONSTRAINTS, default=_default, work=work
+    )
+
+
+LINEAR = _space("linear", LinearProblem)
+LINEAR_SILU_MUL = _space("linear_silu_mul", LinearSiluMulProblem)
+LINEAR_QKV = _space("linear_qkv", LinearQkvProblem)

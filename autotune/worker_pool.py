@@ -19,6 +19,9 @@ from ..cache.rows import TrialState
 
 START_ALLOWANCE_S = 120.0
 """A worker imports torch and triton first, which can take tens of seconds on a loaded machine."""
+WALL_FACTOR = 4.0
+"""A job's limit counts the worker's CPU seconds, so that a loaded machine does not turn a slow compile into a time-out;
+a worker that sleeps is ended after this many times the limit."""
 MAX_WORKER_MIB = 2048
 """Compilers keep memory between jobs; a worker past this is replaced after its job."""
 
@@ -53,6 +56,7 @@ class _Worker:
     is_ready: bool = False
     job: Job | None = None
     started: float = 0.0
+    cpu_started: float = 0.0
     buffer: bytearray = field(default_factory=bytearray)
 
     def kill(self) -> None:
@@ -134,6 +138,7 @@ class WorkerPool:
     def _give(self, worker: _Worker, job: Job) -> None:
         worker.job = job
         worker.started = time.monotonic()
+        worker.cpu_started = _cpu_seconds(worker.process.pid)
         worker.deadline = worker.started + self._timeout_s
         assert worker.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it died: the end of its output says so
@@ -157,7 +162,18 @@ class WorkerPool:
             yield from self._read(worker)
         now = time.monotonic()
         for worker in [w for w in self._workers if w not in ready and (w.job or not w.is_ready) and w.deadline <= now]:
-            yield from self._end(worker, TrialState.TIMEOUT, f"passed the limit of {self._timeout_s:g} s")
+            if (more := self._time_left(worker)) > 0:
+                worker.deadline = now + more
+            else:
+                yield from self._end(worker, TrialState.TIMEOUT, f"passed the limit of {self._timeout_s:g} s")
+
+    def _time_left(self, worker: _Worker) -> float:
+        """Seconds a job that has reached its deadline may still run: what it did not get of the CPU."""
+        if worker.job is None:
+            return 0.0
+        wall_left = worker.started + WALL_FACTOR * self._timeout_s - time.monotonic()
+        cpu_left = self._timeout_s - (_cpu_seconds(worker.process.pid) - worker.cpu_started)
+        return min(wall_left, max(cpu_left, 0.0))
 
     def _read(self, worker: _Worker) -> Iterator[Answer]:
         assert worker.process.stdout is not None
@@ -202,3 +218,13 @@ def _death(code: int) -> str:
         with contextlib.suppress(ValueError):
             return f"the worker was killed by {signal.Signals(-code).name}"
     return f"the worker ended with exit code {code}"
+
+
+def _cpu_seconds(pid: int) -> float:
+    """CPU time a process and its ended children have used, in seconds; 0 where the system does not tell."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+            fields = file.read().rpartition(")")[2].split()
+        return sum(int(ticks) for ticks in fields[11:15]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return 0.0

@@ -1,7 +1,7 @@
 """Align: the pairs (token, chosen expert) sorted by expert into blocks of block_m rows, without atomics.
 
-The counting sort of vLLM's `moe_align_block_size`, made stable: each expert has a program of its own that walks over all
-ids in order, so the result depends on the ids alone. Two launches, because a block's place needs every expert's count.
+The counting sort of vLLM's `moe_align_block_size`, made stable: each expert has a program of its own that walks over
+all ids in order, so the result depends on the ids alone. Two launches, because a block's place needs every count.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class Alignment:
     """The launches that sort the pairs, and the tensors they fill.
 
     `sorted_pairs` [max_blocks * block_m] int32: pair ids token * top_k + choice in blocks of one expert each, ascending
-    within an expert, and the number of pairs where a block is padding. `block_experts` [max_blocks] int32: the expert of
-    each block. `num_blocks` [1] int32: the blocks in use; what lies behind them is not written and must not be read.
+    within an expert, and the number of pairs where a block is padding. `block_experts` [max_blocks] int32: the expert
+    of each block. `num_blocks` [1] int32: the blocks in use; what lies behind them is not written, so never read it.
     """
 
     launches: tuple[Launch, ...]

@@ -1,4 +1,4 @@
-"""A whole mixture-of-experts layer for many tokens: sort pairs by expert, two grouped GEMMs, sum over a token's experts.
+"""A mixture-of-experts layer for many tokens: sort pairs by expert, two grouped GEMMs, sum over a token's experts.
 
 One config serves both GEMMs and its parameters mean what they mean in vLLM's `fused_moe`, except that BLOCK_N counts
 columns of `inter` in the first GEMM, which computes a gate and an up tile per program.
@@ -147,16 +147,18 @@ def plan_moe_grouped(
     x: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor,
     residual: torch.Tensor | None, *, config: Config, device: Device,
 ) -> Plan:  # fmt: skip
-    """Five launches: count, scatter, gate_up, down, sum. Shapes and errors as in `moe_grouped`."""
+    """Five launches: count, scatter, gate_up, down, sum; none without tokens. Shapes and errors as in `moe_grouped`."""
     _validate(x, w13, w2, ids, weights, residual)
     tokens, hidden = x.shape
     experts, _, inter = w2.shape
     num_pairs = ids.numel()
+    out = torch.empty(tokens, hidden, dtype=x.dtype, device=x.device)
+    if not tokens:
+        return Plan((), (out,))
     blocks = {name: config.integer(name) for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K")}
     align = plan_moe_align(ids, experts=experts, block_m=blocks["BLOCK_M"])
     h = torch.empty(num_pairs, inter, dtype=x.dtype, device=x.device)
     y = torch.empty(num_pairs, hidden, dtype=x.dtype, device=x.device)
-    out = torch.empty(tokens, hidden, dtype=x.dtype, device=x.device)
 
     def gemm(fn: object, columns: int, args: dict[str, Argument], dims: dict[str, int]) -> Launch:
         grid = (align.max_blocks * triton.cdiv(columns, blocks["BLOCK_N"]),)
@@ -208,9 +210,9 @@ def _validate(
     x: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor,
     residual: torch.Tensor | None,
 ) -> None:  # fmt: skip
-    if x.ndim != 2 or w2.ndim != 3 or ids.ndim != 2 or min(x.shape) < 1 or min(w2.shape) < 1 or min(ids.shape) < 1:
+    if x.ndim != 2 or w2.ndim != 3 or ids.ndim != 2 or min(*w2.shape, ids.shape[1]) < 1:
         shapes = f"{tuple(x.shape)}, {tuple(w2.shape)}, {tuple(ids.shape)}"
-        raise ValueError(f"x, w2 and ids have the shapes {shapes}, expected [T, H], [E, H, I], [T, k], none empty")
+        raise ValueError(f"x, w2 and ids have the shapes {shapes}, expected [T, H], [E, H, I], [T, k]")
     (tokens, hidden), (experts, _, inter), top_k = x.shape, w2.shape, ids.shape[1]
     expected: dict[str, tuple[torch.Tensor, tuple[int, ...]]] = {
         "w13": (w13, (experts, 2 * inter, hidden)),
@@ -240,7 +242,9 @@ def _validate(
              "w2[0]": hidden * w2.stride(1)}  # fmt: skip
     for name, elements in reach.items():
         if elements > _MAX_OFFSET:
-            raise ValueError(f"{name} spans {elements} elements, at most {_MAX_OFFSET} can be addressed: split the batch")
+            raise ValueError(
+                f"{name} spans {elements} elements, at most {_MAX_OFFSET} can be addressed: split the batch"
+            )
 
 
 def moe_grouped(
@@ -250,9 +254,9 @@ def moe_grouped(
     """out[t] = residual[t] + sum over j of weights[t, j] * W2[e] (silu(W1[e] x[t]) * (W3[e] x[t])), e = ids[t, j].
 
     x [T, H], w13 [E, 2I, H] (gate rows first), w2 [E, H, I], ids [T, k] int32 or int64, weights [T, k], residual [T, H]
-    or None -> [T, H] in x's dtype. An id outside 0..E-1 (an expert of another rank) adds nothing. Accumulates in fp32 and
-    rounds to x's dtype after gate_up and after down; the sum over k is fp32 in the order of j, so equal inputs give equal
-    bits. Raises ValueError for shapes, dtypes, strides or sizes it cannot compute. Layout and blocks after vLLM's
+    or None -> [T, H] in x's dtype. An id outside 0..E-1 (an expert of another rank) adds nothing. Accumulates in fp32
+    and rounds to x's dtype after gate_up and after down; the sum over k is fp32 in the order of j, so equal inputs give
+    equal bits. Raises ValueError for shapes, dtypes, strides or sizes it cannot compute. Layout and blocks after vLLM's
     `fused_moe`.
     """
     return plan_moe_grouped(x, w13, w2, ids, weights, residual, config=config, device=device).run()[0]

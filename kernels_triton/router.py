@@ -53,9 +53,9 @@ def _router_kernel(
 
 
 def plan_router(logits: torch.Tensor, top_k: int, renormalize: bool, *, config: Config, device: Device) -> Plan:
-    """One launch. Shapes and errors as in `router`."""
-    if logits.ndim != 2 or min(logits.shape) < 1:
-        raise ValueError(f"logits have the shape {tuple(logits.shape)}, expected [tokens, experts], none empty")
+    """One launch, none without tokens. Shapes and errors as in `router`."""
+    if logits.ndim != 2:
+        raise ValueError(f"logits have the shape {tuple(logits.shape)}, expected [tokens, experts]")
     tokens, experts = logits.shape
     if not 1 <= top_k <= experts:
         raise ValueError(f"top_k {top_k} is outside 1..{experts} experts")
@@ -65,6 +65,8 @@ def plan_router(logits: torch.Tensor, top_k: int, renormalize: bool, *, config: 
         raise ValueError(f"logits have the stride {logits.stride(-1)} on their last axis, expected 1")
     weights = torch.empty(tokens, top_k, dtype=torch.float32, device=logits.device)
     ids = torch.empty(tokens, top_k, dtype=torch.int32, device=logits.device)
+    if not tokens:
+        return Plan((), (weights, ids))
     block_t = config.integer("BLOCK_T")
     launch = Launch(
         _router_kernel,
@@ -87,9 +89,9 @@ def router(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """weights = softmax(logits) at the top_k largest logits, divided by their sum if renormalize; and their ids.
 
-    logits [T, E] -> weights [T, k] fp32, ids [T, k] int32, largest first, equal logits by lowest id. The softmax is over
-    all E in fp32. A row with a NaN gets NaN weights and valid ids. Raises ValueError for shapes, dtypes or strides it
-    cannot compute. The formula of Qwen3-MoE's router in Hugging Face transformers.
+    logits [T, E] -> weights [T, k] fp32, ids [T, k] int32, largest first, equal logits by lowest id. The softmax is
+    over all E in fp32. A row with a NaN gets NaN weights and valid ids. Raises ValueError for shapes, dtypes or strides
+    it cannot compute. The formula of Qwen3-MoE's router in Hugging Face transformers.
     """
     weights, ids = plan_router(logits, top_k, renormalize, config=config, device=device).run()
     return weights, ids

@@ -15,14 +15,14 @@ from .work import Work
 MIN_BLOCK_M = 16
 MIN_BLOCK_N = 32
 MIN_BLOCK_K = 32
-MAX_ROW_BLOCKS_PER_EXPERT = 8
+MAX_ROW_BLOCKS_PER_EXPERT = 4
 """Row blocks of an expert re-read its weights from the L2, so many small ones lose to fewer large ones."""
 MAX_PADDING_FACTOR = 4
 MAX_ACCUMULATORS_PER_THREAD = 128
 """gate and up tile together; half of a thread's registers on NVIDIA, and room for two waves per SIMD on CDNA."""
 NVIDIA_REGISTERS = 192
 CDNA_REGISTER_SHARE = 0.625
-"""Accumulators plus one step's tiles, per thread: beyond this nearly every config compiled for sm_90 or gfx942 spilled."""
+"""Accumulators plus one step's tiles, per thread: beyond this nearly all configs compiled for sm_90, gfx942 spilled."""
 SIMDS = 4
 """SIMDs of a compute unit, over which a program's waves are spread."""
 MAX_FMA_PER_THREAD = 4096
@@ -154,7 +154,7 @@ CONSTRAINTS = (
 
 
 def moe_grouped_work(problem: MoeProblem) -> Work:
-    """Three matrices of every touched expert once, x, out, ids and routing weights once; 6 flops per pair and weight."""
+    """Three matrices of every touched expert once, x, out, ids and weights once; 6 flops a pair and weight."""
     weights = problem.distinct_experts * 3 * problem.inter * problem.hidden
     activations = 2 * problem.batch * problem.hidden
     flops = 6.0 * problem.pairs * problem.inter * problem.hidden
@@ -166,9 +166,11 @@ def _default(problem: MoeProblem, device: Device) -> Config:
     rows = rows_per_expert(problem)
     block_m = max(MIN_BLOCK_M, min(128, _power_above(rows)))
     is_wide = block_m >= 64
-    block_k = min(64 if is_wide else 128, max(MIN_BLOCK_K, _power_above(min(problem.hidden, problem.inter))))
+    step_bytes = 128 if is_wide else 256
+    block_k = min(step_bytes // problem.itemsize, _power_above(min(problem.hidden, problem.inter)))
     config: dict[str, Value] = {
-        "BLOCK_M": block_m, "BLOCK_N": 64, "BLOCK_K": block_k, "GROUP_M": 8 if rows > 2 * block_m else 1,
+        "BLOCK_M": block_m, "BLOCK_N": 64, "BLOCK_K": max(MIN_BLOCK_K, block_k),
+        "GROUP_M": 8 if rows > 2 * block_m else 1,
         "num_warps": 8 if block_m == 128 and not device.arch.is_amd else 4,
         "num_stages": 2 if device.arch.is_amd else 3,
     }  # fmt: skip

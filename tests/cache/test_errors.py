@@ -226,7 +226,7 @@ def test_locked_by_another_process(path: Path, build: Any) -> None:
         began = time.monotonic()
         with pytest.raises(errors.DatabaseLocked, match="is locked by another process") as caught:
             store.put_tuned(build.estimated())
-        assert 0.15 < time.monotonic() - began < 5
+        assert 0.15 < time.monotonic() - began < 20
         one_line(caught.value, path)
         # Reading, and opening a file that needs no migration, do not wait for the writer.
         assert store.find(build.cell()) is not None

@@ -116,6 +116,19 @@ def test_another_compiler_is_flagged(path: Path, build: Any) -> None:
         assert lookup.find(build.cell()).reason == "exact; measured"
 
 
+def test_label_comes_before_compiler(path: Path, build: Any) -> None:
+    theirs = build.measured(env=build.env(triton_key="theirs"), ts_ms=1)
+    mine = build.estimated(env=build.env(triton_key="mine"), ts_ms=2)
+    older = build.estimated(env=build.env(triton_key="older"), ts_ms=1)
+    compiler = compiler_digest(older.env)
+    filled(path, mine, older)
+    with Lookup.open(path, compiler=compiler) as lookup:
+        assert lookup.find(build.cell()).row == older
+    filled(path, theirs)
+    with Lookup.open(path, compiler=compiler) as lookup:
+        assert lookup.find(build.cell()).row == theirs
+
+
 ENVS = [{"triton_key": "k1"}, {"triton_key": "k2"}, {"triton_key": "k1", "driver": "2"}]
 
 

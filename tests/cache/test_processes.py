@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,20 @@ def test_eight_processes_start_on_a_missing_file(path: Path) -> None:
     assert connection.execute("PRAGMA user_version").fetchone() == (1,)
     assert connection.execute("SELECT count(*) FROM meta").fetchone() == (2,)
     connection.close()
+
+
+def test_opening_waits_out_the_switch_to_wal(path: Path, build: Any) -> None:
+    # While another connection switches the journal mode SQLite says "locked" at once, whatever the timeout.
+    with ConfigStore.open(path) as store:
+        store.put_tuned(build.estimated())
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN EXCLUSIVE")
+    release = threading.Timer(0.3, other.rollback)
+    release.start()
+    with ConfigStore.open(path, timeout_s=0.0) as store:
+        assert store.find(build.cell()) is not None
+    release.join()
+    other.close()
 
 
 @pytest.mark.parametrize("acknowledgements", [1, 8, 29, 64])

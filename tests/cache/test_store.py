@@ -310,5 +310,7 @@ def test_awkward_path(tmp_path: Path, build: Any) -> None:
         store.put_tuned(build.estimated())
     with ConfigStore.open(path, read_only=True) as reader:
         assert reader.find(build.cell()) is not None
-    assert sqlite3.connect(str(path)).execute("SELECT count(*) FROM tuned").fetchone() == (1,)
+    connection = sqlite3.connect(str(path))
+    assert connection.execute("SELECT count(*) FROM tuned").fetchone() == (1,)
+    connection.close()
     assert [p.name for p in tmp_path.iterdir()] == ["a b?c#d%20e&mode=ro"]

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from ..chip import Device
-from .closed_form import Array, DotTile, shared_bytes, uses_wgmma
+from .closed_form import Array, DotTile, uses_wgmma
 from .compiled import Candidates, LoopCounts, Residency, counted, residency
 from .constants import flop_per_clk
 from .physics import Loop, Timing, Traffic, chosen, kernel_timing, nothing, stream_timing
@@ -61,24 +61,23 @@ def score_tile(problem: AttentionDims, case: Candidates) -> DotTile:
     return DotTile(rows, block_n, depth, case.warps, case.stages, problem.itemsize)
 
 
-def attention_shared_bytes(tile: DotTile, device: Device) -> Array:
-    """Expected shared memory of the loop: buffers of K and of V; the query stays in registers."""
-    empty = np.zeros_like(tile.rows)
-    both = replace(tile, columns=2 * tile.columns)
-    return np.maximum(shared_bytes(both, device.arch) - _query_buffers(tile, device), empty)
+def attention_shared_bytes(tile: DotTile, case: Candidates) -> Array:
+    """Expected shared memory: the buffers of K and V, which have one size; on NVIDIA queries and weights besides.
+
+    On AMD a lone wave of a pipelined loop takes K from memory into place when it loads whole vectors.
+    """
+    arch, one = case.device.arch, tile.right_bytes
+    if arch.is_amd:
+        keeps_k_out = case.loads_whole_vectors() & (tile.warps == 1)
+        return np.where(tile.stages <= 1, one, (tile.stages - 1) * np.where(keeps_k_out, one, 2 * one))
+    buffers = np.where(uses_wgmma(tile, arch), tile.stages, tile.stages - 1)
+    weights = tile.rows * tile.columns * tile.itemsize
+    return tile.left_bytes + weights + np.where(buffers >= 1, 2 * buffers * one, one)
 
 
-def least_attention_shared_bytes(tile: DotTile, device: Device) -> Array:
-    """What is sure: one buffer of K on NVIDIA, where the pipeline stages it; nothing on AMD."""
-    if device.arch.is_amd:
-        return np.zeros_like(tile.rows)
+def least_attention_shared_bytes(tile: DotTile, case: Candidates) -> Array:
+    """What is sure of a pipelined loop: the buffers of one operand."""
     return tile.right_bytes * np.maximum(tile.stages - 1, 0)
-
-
-def _query_buffers(tile: DotTile, device: Device) -> Array:
-    if device.arch.is_amd:
-        return tile.left_bytes * np.maximum(tile.stages - 1, 1)
-    return tile.left_bytes * np.where(uses_wgmma(tile, device.arch), tile.stages, np.maximum(tile.stages - 1, 1))
 
 
 def decode_launches(problem: AttentionDims, case: Candidates) -> dict[str, Timing]:
@@ -191,5 +190,5 @@ def _registers(tile: DotTile, device: Device) -> Array:
 
 
 def _residency(tile: DotTile, case: Candidates) -> Residency:
-    shared = attention_shared_bytes(tile, case.device)
+    shared = attention_shared_bytes(tile, case)
     return residency(case, _registers(tile, case.device), shared, tile.warps)

@@ -1,9 +1,9 @@
 """Shared memory, registers and occupancy of a program before it is compiled.
 
-Shared memory of a pipelined tl.dot loop was exact on every grouped-GEMM config it was checked against (1 584
-gfx942, 99 gfx950, 38 gfx942 fp8, 150 sm_90; Triton 3.7.1); other loops may keep an operand in registers, so
-`least_shared_bytes` is what may reject and `shared_bytes` what occupancy is estimated from. Registers order
-configs (correlation 0.95) and are no verdict. Facts of the compiler replace all of this.
+Shared memory of a pipelined tl.dot loop: exact on the prototype's grouped GEMM (1 584 gfx942, 99 gfx950, 38 gfx942 fp8,
+150 sm_90 configs; Triton 3.7.1). In our kernels the AMD backend also keeps the right operand out of LDS where it can,
+so `least_shared_bytes` is what may reject and `shared_bytes` what occupancy is estimated from. Registers order configs
+(correlation 0.95) and are no verdict. Facts of the compiler replace all of this.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ Columns = dict[str, npt.NDArray[Any]]
 _WGMMA_ROWS, _WGMMA_WARPS = 64, 4
 _REGISTER_GRANULE = 8
 _MAX_FRAGMENT = 96
-_BYPASS_ROWS = 32
 
 
 def column(columns: Columns, name: str, neutral: float) -> Array:
@@ -87,30 +86,39 @@ def uses_wgmma(tile: DotTile, arch: Arch) -> Mask:
     return (tile.rows >= _WGMMA_ROWS) & (tile.warps >= _WGMMA_WARPS) & has_it
 
 
-def shared_bytes(tile: DotTile, arch: Arch) -> Array:
-    """Expected shared memory of a pipelined dot loop."""
-    left, right = tile.left_bytes, tile.right_bytes
+def mfma_rows_of_waves(tile: DotTile, instruction: Array) -> Array:
+    """Waves along the rows of the output in Triton's MFMA layout; waves are dealt to the longer side first.
+
+    Follows `warpsPerTile` of Triton 3.7.1's AMD backend for a dot that feeds no other dot.
+    """
+    down, across = np.ones_like(tile.rows), np.ones_like(tile.rows)
+    high, wide = tile.rows / instruction, tile.columns / instruction
+    while (open_ := down * across < tile.warps).any():
+        takes_rows = open_ & (np.floor(high / 2) / down >= wide / across) & (down < high)
+        down, across = np.where(takes_rows, 2 * down, down), np.where(open_ & ~takes_rows, 2 * across, across)
+    return np.where(across > wide, across, down)
+
+
+def shared_bytes(tile: DotTile, arch: Arch, bypasses: Mask | bool = False) -> Array:
+    """Expected shared memory of a pipelined dot loop; `bypasses`: the right operand goes from memory to registers."""
+    left, right = tile.left_bytes, np.where(bypasses, 0.0, tile.right_bytes)
     if not arch.is_amd:
         buffers = np.where(uses_wgmma(tile, arch), tile.stages, tile.stages - 1)
         return np.where(buffers >= 1, buffers * (left + right), np.maximum(left, right))
     one_element_per_lane = np.maximum(tile.rows, tile.columns) * tile.depth <= arch.wave_size * tile.warps
-    alone = one_element_per_lane | (tile.stages <= 1)
-    return np.where(alone, np.maximum(left, right), np.maximum(tile.stages - 1, 1) * (left + right))
+    # Without a pipeline each operand passes through the same buffer in turn.
+    in_turn = np.maximum(left / tile.left, right / tile.right)
+    pipelined = np.where(one_element_per_lane, np.maximum(left, right), (tile.stages - 1) * (left + right))
+    return np.where(tile.stages <= 1, in_turn, pipelined)
 
 
-def least_shared_bytes(tile: DotTile, arch: Arch) -> Array:
-    """What the loop needs in any case: the expected bytes without what a backend may keep out of LDS.
+def least_shared_bytes(tile: DotTile, arch: Arch, may_bypass: Mask) -> Array:
+    """What a pipelined loop needs in any case, so that more than the limit can be rejected without compiling.
 
-    On AMD the large operand of a tile with few rows may go from memory to registers (seen on gfx950: 4 KB for
-    a 16x64x128 tile), so only the small one is sure; with one stage the two operands may share a buffer.
+    Without a pipeline the AMD backend converts layouts in pieces of its own choice: nothing is sure.
     """
-    left, right = tile.left_bytes, tile.right_bytes
-    expected = shared_bytes(tile, arch)
-    if not arch.is_amd:
-        return expected
-    skinny = np.minimum(tile.rows, tile.columns) <= _BYPASS_ROWS
-    bypassed = np.minimum(left, right) * np.maximum(tile.stages - 1, 1)
-    return np.where(skinny & (not arch.allows_kpack), np.minimum(bypassed, expected), expected)
+    sure = shared_bytes(tile, arch, may_bypass)
+    return np.where(tile.stages <= 1, 0.0, sure)
 
 
 def dot_registers(tile: DotTile, arch: Arch) -> Array:

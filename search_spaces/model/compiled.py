@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..chip import Device
-from .closed_form import Array, Columns, column, programs_per_unit, register_limit, rows_of
+from .closed_form import Array, Columns, Mask, column, programs_per_unit, register_limit, rows_of
 from .constants import ModelConstants, constants_of, flop_per_clk
 from .facts import CompileFacts
 
 _MFMA = re.compile(r"v_s?mfma\w*?_[a-z0-9]+_([0-9]+)x([0-9]+)x([0-9]+)_?([a-z0-9]*)")
+_MFMA_DTYPES = {"bf16": "bf16", "f16": "fp16", "fp8": "fp8", "bf8": "fp8", "f8": "fp8", "xf32": "tf32"}
 _MIN_MFMA_CLK = 8.0
 
 
@@ -28,10 +29,8 @@ class Compiled:
     """Matrix cycles of one pass through the compiled loop, per wave."""
     valu: Array
     loads: Array
-    load_bytes: Array
     lds_read_bytes: Array
-    """Per lane, like `load_bytes`."""
-    launches: Array
+    """Per lane."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,11 @@ class Candidates:
     def rows(self) -> int:
         return rows_of(self.columns)
 
+    def loads_whole_vectors(self) -> Mask:
+        """Whether a lane holds 16 bytes of a dot operand along K, so that they can be loaded into place (AMD)."""
+        arch = self.device.arch
+        return np.asarray(arch.is_amd & ((self.column("kpack", 1) > 1) | (not arch.allows_kpack)), np.bool_)
+
 
 def candidates(columns: Columns, device: Device, facts: Sequence[CompileFacts | None] | None = None) -> Candidates:
     """The columns with their facts. Raises ValueError when there is not one fact (or None) per config."""
@@ -76,15 +80,19 @@ def compiled_columns(facts: Sequence[CompileFacts | None] | None, rows: int, dev
     def numbers(name: str) -> Array:
         return np.array([np.nan if each is None else float(getattr(each, name)) for each in known])
 
-    cycles = np.array([np.nan if each is None or not each.mfma else mfma_clk(each, device) for each in known])
+    cycles = np.array([0.0 if each is None else mfma_clk(each, device) for each in known])
     return Compiled(
-        numbers("shared_bytes"), numbers("registers"), numbers("spills"), cycles, numbers("valu"),
-        numbers("global_loads"), numbers("global_load_bytes"), numbers("lds_read_bytes"), numbers("launches"),
+        shared_bytes=numbers("shared_bytes"), registers=numbers("registers"), spills=numbers("spills"),
+        mma_clk=np.where(cycles > 0, cycles, np.nan), valu=numbers("valu"), loads=numbers("global_loads"),
+        lds_read_bytes=numbers("lds_read_bytes"),
     )  # fmt: skip
 
 
 def mfma_clk(facts: CompileFacts, device: Device) -> float:
-    """Cycles of the loop's matrix instructions on one SIMD: a `v_mfma_f32_16x16x16_bf16` takes 16."""
+    """Cycles of the loop's matrix instructions on one SIMD: a `v_mfma_f32_16x16x16_bf16` takes 16.
+
+    0 for NVIDIA's mnemonics: PTX counts are taken before ptxas and do not describe what a warp issues.
+    """
     total = 0.0
     for mnemonic, count in facts.mfma:
         if shape := _MFMA.match(mnemonic):
@@ -94,17 +102,7 @@ def mfma_clk(facts: CompileFacts, device: Device) -> float:
 
 
 def _dtype_of(suffix: str) -> str:
-    for prefix, dtype in (
-        ("bf16", "bf16"),
-        ("f16", "fp16"),
-        ("fp8", "fp8"),
-        ("bf8", "fp8"),
-        ("f8", "fp8"),
-        ("xf32", "tf32"),
-    ):
-        if suffix.startswith(prefix):
-            return dtype
-    return "fp32"
+    return next((dtype for prefix, dtype in _MFMA_DTYPES.items() if suffix.startswith(prefix)), "fp32")
 
 
 def known_or(fact: Array, estimate: Array) -> Array:

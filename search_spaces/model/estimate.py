@@ -25,16 +25,23 @@ from .closed_form import (
     Array,
     Columns,
     dot_registers,
-    least_shared_bytes,
     register_limit,
     stream_registers,
 )
 from .compiled import Candidates, candidates
 from .constants import MODEL_VERSION
 from .facts import CompileFacts
-from .gemm import GemmConfig, GemmShape, weighted_tile
+from .gemm import GemmConfig, GemmShape, least_gemm_shared_bytes
 from .linear import linear_launches, linear_shape
-from .moe import down_launches, down_shape, gate_up_launches, gate_up_shape, grouped_launches, is_expert_form
+from .moe import (
+    down_launches,
+    down_shape,
+    gate_up_launches,
+    gate_up_shape,
+    grouped_launches,
+    grouped_shapes,
+    is_expert_form,
+)
 from .norm import norm_launches, router_launches
 from .physics import Timing
 
@@ -132,11 +139,11 @@ def shared_bytes_estimate(kernel: str, problem: Any, device: Device, columns: Co
     """
     case = candidates(columns, device)
     sure = [
-        _or_zero(is_dot, least_shared_bytes(weighted_tile(shape, GemmConfig.of(case)), device.arch))
+        np.where(is_dot > 0, least_gemm_shared_bytes(shape, GemmConfig.of(case), case), 0.0)
         for shape, is_dot in _dot_shapes(kernel, problem, case)
     ]
     if kernel.startswith("attention"):
-        sure.append(least_attention_shared_bytes(score_tile(problem, case), device))
+        sure.append(least_attention_shared_bytes(score_tile(problem, case), case))
     return np.maximum.reduce(sure) if sure else np.zeros(case.rows)
 
 
@@ -179,12 +186,8 @@ def _dot_shapes(kernel: str, problem: Any, case: Candidates) -> list[tuple[GemmS
     if kernel.startswith("linear"):
         return [(linear_shape(problem), case.column("DOT", 1))]
     if kernel == "moe_grouped":
-        return [(gate_up_shape(problem), ones), (down_shape(problem, problem.itemsize), ones)]
+        return [(shape, ones) for shape in grouped_shapes(problem).values()]
     if kernel in ("moe_gate_up", "moe_down"):
         shape = gate_up_shape(problem) if kernel == "moe_gate_up" else down_shape(problem, 4)
         return [(shape, is_expert_form(case.columns))]
     return []
-
-
-def _or_zero(mask: Array, values: Array) -> Array:
-    return np.where(mask > 0, values, 0.0)

@@ -66,22 +66,25 @@ _LOOP = (
 
 
 def merged(facts: Sequence[CompileFacts]) -> CompileFacts:
-    """One record for the launches of a call: the largest demand of each resource, the loop with most MFMA.
+    """One record for the launches of a call: the largest demand of the main launches, the loop with most matrix work.
 
-    Waves per SIMD is the smallest, launches and code size are summed. Raises ValueError for no launch at all.
+    Main are the launches with matrix instructions, all where there are none: what a helper kernel needs says nothing
+    about how many programs of the main ones fit. Waves per SIMD is the smallest, launches and code size are summed.
+    Raises ValueError for no launch at all.
     """
     if not facts:
         raise ValueError("a call without a launch has no facts")
-    main = max(facts, key=lambda each: (each.mfma_count, each.global_load_bytes))
+    main = [each for each in facts if each.mfma] or list(facts)
+    busiest = max(main, key=lambda each: (each.mfma_count, each.global_load_bytes))
     values: dict[str, Any] = {}
     for field in dataclasses.fields(CompileFacts):
-        column = [getattr(each, field.name) for each in facts]
+        column = [getattr(each, field.name) for each in main]
         if field.name in _SUMMED:
-            values[field.name] = sum(column)
+            values[field.name] = sum(getattr(each, field.name) for each in facts)
         elif field.name == "waves_per_simd":
             values[field.name] = min(column)
         elif field.name in _LOOP:
-            values[field.name] = getattr(main, field.name)
+            values[field.name] = getattr(busiest, field.name)
         else:
             values[field.name] = max(column)
     return CompileFacts(**values)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -10,7 +11,10 @@ from ..chip import Device
 from .closed_form import (
     Array,
     DotTile,
+    Mask,
     dot_registers,
+    least_shared_bytes,
+    mfma_rows_of_waves,
     shared_bytes,
     staged_registers,
     uses_wgmma,
@@ -30,6 +34,7 @@ class GemmShape:
     """`tokens` rows, each times the [n, k] weight of `top_k` of `experts`; a plain GEMM is one expert.
 
     `weights` counts operands of that size with one accumulator each (2: gate and up of a fused SiLU·mul).
+    `loads_rows`: the kernel loads weights as [BLOCK_N, BLOCK_K] tiles, the form that may bypass LDS on AMD.
     """
 
     tokens: int
@@ -41,6 +46,7 @@ class GemmShape:
     experts: int = 1
     top_k: int = 1
     weights: int = 1
+    loads_rows: bool = True
 
     @property
     def is_grouped(self) -> bool:
@@ -103,7 +109,7 @@ def gemm_timing(
     arch = device.arch
     w = shape.weights
     registers = dot_registers(tile, arch) + (w - 1) * (tile.accumulators / (arch.wave_size * tile.warps))
-    fit = residency(case, registers, gemm_shared_bytes(shape, config, device), config.warps)
+    fit = residency(case, registers, gemm_shared_bytes(shape, config, case), config.warps)
     blocks, active, useful = _rows(shape, config)
     column_blocks = np.ceil(shape.n / config.block_n)
     programs = blocks * column_blocks * config.split_k
@@ -148,18 +154,29 @@ def gemm_timing(
     return kernel_timing(loop, traffic, fit.programs, grid, case)
 
 
-def gemm_shared_bytes(shape: GemmShape, config: GemmConfig, device: Device) -> Array:
-    """Expected shared memory: the dot loop's, with the buffers of a second weight where there is one."""
-    return shared_bytes(weighted_tile(shape, config), device.arch)
+def gemm_shared_bytes(shape: GemmShape, config: GemmConfig, case: Candidates) -> Array:
+    """Expected shared memory of the loop, with the buffers of every weight."""
+    bypasses = may_bypass(shape, config, case) & shape.loads_rows
+    return _by_order(shape, config, lambda tile: shared_bytes(tile, case.device.arch, bypasses))
 
 
-def weighted_tile(shape: GemmShape, config: GemmConfig) -> DotTile:
-    """The tile with the depth of the weight side counted once per weight, for sizes in bytes only."""
-    swapped = config.is_swapped > 0
-    wide = config.block_n * shape.weights
-    rows = np.where(swapped, wide, config.block_m)
-    columns = np.where(swapped, config.block_m, wide)
-    return DotTile(rows, columns, config.block_k, config.warps, config.stages, shape.itemsize)
+def least_gemm_shared_bytes(shape: GemmShape, config: GemmConfig, case: Candidates) -> Array:
+    """Shared memory the loop needs in any case."""
+    bypasses = may_bypass(shape, config, case)
+    return _by_order(shape, config, lambda tile: least_shared_bytes(tile, case.device.arch, bypasses))
+
+
+def may_bypass(shape: GemmShape, config: GemmConfig, case: Candidates) -> Mask:
+    """Whether the right operand can be loaded into place: whole vectors, and no two waves need the same part (AMD)."""
+    waves_down = mfma_rows_of_waves(config.tile(shape), case.column("matrix_instr_nonkdim", 16))
+    return np.asarray(case.loads_whole_vectors() & (waves_down == 1), np.bool_)
+
+
+def _by_order(shape: GemmShape, config: GemmConfig, size: Callable[[DotTile], Array]) -> Array:
+    """A size in bytes, with the weights on the right, or on the left where the config swaps."""
+    tile = config.tile(shape)
+    plain, swapped = replace(tile, right=shape.weights), replace(tile, left=shape.weights)
+    return np.where(config.is_swapped > 0, size(swapped), size(plain))
 
 
 def _rows(shape: GemmShape, config: GemmConfig) -> tuple[Array, Array, Array]:

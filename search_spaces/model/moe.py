@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -65,11 +66,17 @@ def grouped_launches(problem: MoeDims, case: Candidates) -> dict[str, Timing]:
         "count": stream_timing(4.0 * pairs, pairs / _ELEMENTS_PER_PROGRAM, case),
         "scatter": stream_timing(12.0 * pairs, pairs / _ELEMENTS_PER_PROGRAM, case),
     }
-    for name, shape in (("gate_up", gate_up_shape(problem)), ("down", down_shape(problem, problem.itemsize))):
+    for name, shape in grouped_shapes(problem).items():
         grid = padded_blocks(shape, config.block_m) * np.ceil(shape.n / config.block_n)
         result[name] = gemm_timing(shape, config, case, launched=grid)
     result["sum"] = _sum_of_choices(problem, problem.itemsize, case)
     return result
+
+
+def grouped_shapes(problem: MoeDims) -> dict[str, GemmShape]:
+    """The two GEMMs of moe_grouped, which loads its weights as [BLOCK_K, BLOCK_N]."""
+    shapes = {"gate_up": gate_up_shape(problem), "down": down_shape(problem, problem.itemsize)}
+    return {name: replace(shape, loads_rows=False) for name, shape in shapes.items()}
 
 
 def padded_blocks(shape: GemmShape, block_m: Array) -> Array:

@@ -97,8 +97,8 @@ class _ProgramTime:
     share: Array
 
 
-def program_us(loop: Loop, resident: Array, units: Array, device: Device, constants: ModelConstants) -> _ProgramTime:
-    """Terms A3 and A4: time of a program when `resident` of them share a unit and `units` units work."""
+def program_us(loop: Loop, resident: Array, running: Array, device: Device, constants: ModelConstants) -> _ProgramTime:
+    """Terms A3 and A4: time of a program when `resident` of them share a unit and `running` run in all."""
     amd = device.arch.is_amd
     clk_per_us = constants.clk_ghz * 1e3
     loaded = loop.hbm_bytes + loop.last_level_bytes + loop.l2_bytes
@@ -119,7 +119,7 @@ def program_us(loop: Loop, resident: Array, units: Array, device: Device, consta
     by_latency = resident * loaded * latency / np.maximum(outstanding, 1)
     burst = loop.segment_bytes / (loop.segment_bytes + constants.segment_bytes)
     by_share = (
-        resident * units / 1e3
+        running / 1e3
         * (loop.hbm_bytes / burst / hbm_gbps(device, constants) + loop.last_level_bytes / constants.last_level_gbps)
     )  # fmt: skip
     exposed = np.select(
@@ -155,8 +155,8 @@ def kernel_timing(loop: Loop, traffic: Traffic, resident: Array, launched: Array
     slots = units * resident
     whole = np.floor(loop.programs / slots + 1e-9)
     rest = np.maximum(loop.programs - whole * slots, 0.0)
-    full = program_us(loop, resident, np.full_like(slots, units), device, constants)
-    last = program_us(loop, np.maximum(1.0, np.ceil(rest / units)), np.clip(rest, 1.0, units), device, constants)
+    full = program_us(loop, resident, slots, device, constants)
+    last = program_us(loop, np.maximum(1.0, np.ceil(rest / units)), np.maximum(rest, 1.0), device, constants)
     has_last = rest > 1e-6
 
     def in_waves(part: str) -> Array:

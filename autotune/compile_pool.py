@@ -33,7 +33,7 @@ class CompileJob:
 
 @dataclass(frozen=True)
 class CompileOutcome:
-    """The typed result of a job; `facts` where it compiled, `error` where it did not."""
+    """The typed result of a job; `facts` where it compiled, `error` where it did not. `seconds` is CPU time."""
 
     key: bytes
     state: TrialState
@@ -70,6 +70,7 @@ class CompilePool:
 def _outcome(answer: Answer) -> CompileOutcome:
     if answer.state is not TrialState.OK:
         return CompileOutcome(answer.tag, answer.state, answer.seconds, error=answer.error)
+    seconds = float(answer.reply["cpu_seconds"])
     if "error" in answer.reply:
-        return CompileOutcome(answer.tag, TrialState.COMPILE_ERROR, answer.seconds, error=answer.reply["error"])
-    return CompileOutcome(answer.tag, TrialState.OK, answer.seconds, CompileFacts.from_json(answer.reply["facts"]))
+        return CompileOutcome(answer.tag, TrialState.COMPILE_ERROR, seconds, error=answer.reply["error"])
+    return CompileOutcome(answer.tag, TrialState.OK, seconds, CompileFacts.from_json(answer.reply["facts"]))

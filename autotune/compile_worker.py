@@ -33,10 +33,18 @@ def _serve(jobs: TextIO, outcomes: TextIO, cache: str) -> None:
 
     _write(outcomes, {"ready": True})
     for line in jobs:
+        before = _cpu_seconds()
         answer = run_job(json.loads(line))
+        answer["cpu_seconds"] = _cpu_seconds() - before
         answer["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         _write(outcomes, answer)
         _empty(cache)
+
+
+def _cpu_seconds() -> float:
+    """CPU time of this process and of the assemblers it has called."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def _write(outcomes: TextIO, answer: dict[str, Any]) -> None:

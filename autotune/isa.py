@@ -34,6 +34,7 @@ _GLOBAL_LOAD = re.compile(r"(?:buffer|global|flat)_load|ld\.global|cp\.async\.cg
 _SHARED_READ = re.compile(r"ds_read|ds_load|ld\.shared|ldmatrix")
 _BARRIER = re.compile(r"s_barrier|bar\.sync|barrier\.")
 _WAIT = re.compile(r"s_waitcnt|cp\.async\.wait|wgmma\.wait|mbarrier\.try_wait")
+_ASYNC_COPY = re.compile(r"cp\.async\.c[ag]\.[^;]*\], (0x[0-9a-f]+|\d+)")
 _PTX_VECTOR = re.compile(r"\.v(\d)\.")
 
 
@@ -95,7 +96,11 @@ def _cubin_resources(cubin: bytes) -> dict[str, int]:
 
 
 def _hot_loop(lines: Sequence[str]) -> Sequence[str]:
-    """The loop with most matrix instructions, else with most global loads; the whole listing where nothing loops."""
+    """The loop with most matrix instructions, else with most global loads; the whole listing where nothing loops.
+
+    Also the whole listing where the matrix instructions are in no loop: LLVM unrolls a short one altogether, and what
+    loops are left (a search, a prologue) are not the work.
+    """
     labels: dict[str, int] = {}
     loops = []
     for number, line in enumerate(lines):
@@ -105,7 +110,8 @@ def _hot_loop(lines: Sequence[str]) -> Sequence[str]:
             loops.append(lines[labels[branch.group(1)] : number + 1])
     if not loops:
         return lines
-    return max(loops, key=lambda loop: (_count(_MATRIX, loop), _count(_GLOBAL_LOAD, loop)))
+    hottest = max(loops, key=lambda loop: (_count(_MATRIX, loop), _count(_GLOBAL_LOAD, loop)))
+    return hottest if _count(_MATRIX, hottest) or not _count(_MATRIX, lines) else lines
 
 
 def _count(pattern: re.Pattern[str], lines: Sequence[str]) -> int:
@@ -151,6 +157,8 @@ def _mix(lines: Sequence[str]) -> dict[str, Any]:
 
 def _access_bytes(text: str) -> int:
     """Bytes one lane moves: from the suffix of an AMD mnemonic, or width x vector of a PTX one."""
+    if copied := _ASYNC_COPY.search(text):
+        return int(copied.group(1), 0)
     mnemonic = text.split("%")[0]
     width = next((size for suffix, size in _BYTES.items() if suffix in mnemonic), 4)
     vector = _PTX_VECTOR.search(mnemonic)

@@ -89,7 +89,7 @@ def _facts(outcome: TuneOutcome) -> list[str]:
     if compiles.asked:
         share = 100 * compiles.hits / compiles.asked
         lines.append(
-            f"{compiles.compiled} binaries compiled in {compiles.seconds:.0f} s of work; {compiles.hits} of "
+            f"{compiles.compiled} binaries compiled in {compiles.seconds:.0f} CPU-s; {compiles.hits} of "
             f"{compiles.asked} asked for were known already ({share:.0f} %)."
         )
     path = shown(outcome.request.database)

@@ -42,9 +42,8 @@ def find_pairs(ids_ptr, num_pairs, expert, first_row, BLOCK_M: tl.constexpr, CHU
     for start in range(0, num_pairs, CHUNK):
         pair = start + tl.arange(0, CHUNK)
         hit = (tl.load(ids_ptr + pair, mask=pair < num_pairs, other=-1) == expert).to(tl.int32)
-        row = rows_before + tl.cumsum(hit, 0) - 1
-        chosen = (row[None, :] == slot[:, None]) & (hit[None, :] == 1)
-        found += tl.sum(tl.where(chosen, pair[None, :], 0), 1)
+        row = tl.where(hit == 1, rows_before + tl.cumsum(hit, 0) - 1, -1)
+        found += tl.sum(tl.where(row[None, :] == slot[:, None], pair[None, :], 0), 1)
         rows_before += tl.sum(hit, 0)
     return found
 

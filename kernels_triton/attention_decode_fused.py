@@ -21,18 +21,18 @@ import triton.language as tl
 from ..search_spaces.arch import Device
 from ..search_spaces.attention import ATTENTION_DECODE_FUSED, AttentionDecodeFusedProblem
 from ..search_spaces.config import Config
-from .attention_decode import (
+from .attention_decode import attention_decode_reference
+from .attention_operands import check_caches, check_heads, check_lengths, check_like, row_strides
+from .launch import Launch, Plan, compile_options
+from .spec import TORCH_DTYPES, KernelSpec, make_generator, random_tensor
+from .split_attention import (
     attend_range,
-    attention_decode_reference,
     combine_launch,
     head_constexprs,
     split_parts,
     split_range,
     store_split,
 )
-from .attention_operands import check_caches, check_heads, check_lengths, check_like, row_strides
-from .launch import Launch, Plan, compile_options
-from .spec import TORCH_DTYPES, KernelSpec, make_generator, random_tensor
 
 EPS = 1e-6
 

@@ -28,9 +28,7 @@ def check_like(name: str, tensor: torch.Tensor, shape: tuple[int, ...], dtype: t
 def check_caches(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor) -> None:
     """Caches [B, Hkv, S, D] with q's batch, head_dim, dtype; Hkv divides q's heads. Raises ValueError."""
     if k_cache.dim() != 4:
-        raise ValueError(
-            f"k_cache has shape {tuple(k_cache.shape)}, expected [batch, kv_heads, tokens, head_dim]"
-        )
+        raise ValueError(f"k_cache has shape {tuple(k_cache.shape)}, expected [batch, kv_heads, tokens, head_dim]")
     batch, q_heads, head_dim = q.shape
     kv_heads, capacity = k_cache.shape[1], k_cache.shape[2]
     check_like("k_cache", k_cache, (batch, kv_heads, capacity, head_dim), q.dtype)

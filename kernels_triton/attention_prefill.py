@@ -51,7 +51,7 @@ def _attend_keys(
                 is_seen = is_seen & (distance < window)
             scores = tl.where(is_seen, scores, float("-inf"))
         new_peak = tl.maximum(peak, tl.max(scores, 1) * scale_log2)
-        if HAS_WINDOW and IS_MASKED:
+        if HAS_WINDOW:
             # The first keys of the range lie before the window of the last rows: nothing is seen yet.
             offset = tl.where(new_peak == float("-inf"), 0.0, new_peak)
         else:
@@ -98,28 +98,23 @@ def _attention_prefill_kernel(
     first_position = keys - tokens + first_row
     positions = first_position + rows
     end = tl.minimum(first_position + BLOCK_M, keys)
-    whole_end = (first_position + 1) // BLOCK_N * BLOCK_N
     scale_log2 = scale * 1.4426950408889634
     peak = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    whole_begin = first_position * 0
     if HAS_WINDOW:
-        begin = tl.maximum(first_position - window + 1, 0) // BLOCK_N * BLOCK_N
-        whole_begin = tl.cdiv(tl.maximum(first_position + BLOCK_M - window, 0), BLOCK_N) * BLOCK_N
-        whole_begin = tl.minimum(whole_begin, tl.cdiv(end, BLOCK_N) * BLOCK_N)
-        whole_end = tl.maximum(whole_end, whole_begin)
+        # One masked loop: unmasked middle blocks would save a few operations per score, but the third copy of the
+        # loop spills scalar registers on gfx942.
+        masked_begin = tl.maximum(first_position - window + 1, 0) // BLOCK_N * BLOCK_N
+    else:
+        masked_begin = (first_position + 1) // BLOCK_N * BLOCK_N
         peak, total, acc = _attend_keys(
-            q, k_ptr, v_ptr, k_token_stride, v_token_stride, begin, whole_begin, keys, positions, peak, total,
-            acc, scale_log2, window, HEAD_DIM, BLOCK_D, BLOCK_N, True, HAS_WINDOW,
+            q, k_ptr, v_ptr, k_token_stride, v_token_stride, masked_begin * 0, masked_begin, keys, positions, peak,
+            total, acc, scale_log2, window, HEAD_DIM, BLOCK_D, BLOCK_N, False, HAS_WINDOW,
         )  # fmt: skip
     peak, total, acc = _attend_keys(
-        q, k_ptr, v_ptr, k_token_stride, v_token_stride, whole_begin, whole_end, keys, positions, peak, total,
-        acc, scale_log2, window, HEAD_DIM, BLOCK_D, BLOCK_N, False, HAS_WINDOW,
-    )  # fmt: skip
-    peak, total, acc = _attend_keys(
-        q, k_ptr, v_ptr, k_token_stride, v_token_stride, whole_end, end, keys, positions, peak, total,
-        acc, scale_log2, window, HEAD_DIM, BLOCK_D, BLOCK_N, True, HAS_WINDOW,
+        q, k_ptr, v_ptr, k_token_stride, v_token_stride, masked_begin, end, keys, positions, peak,
+        total, acc, scale_log2, window, HEAD_DIM, BLOCK_D, BLOCK_N, True, HAS_WINDOW,
     )  # fmt: skip
     out_base = out_ptr + first_row.to(tl.int64) * (Q_HEADS * HEAD_DIM) + head * HEAD_DIM
     # Rows past the prompt may see nothing; they are not stored.

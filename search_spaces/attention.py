@@ -117,9 +117,7 @@ def _programs_are_few(columns: Columns, problem: AttentionDecodeProblem, device:
 
 def _loads_are_wide(columns: Columns, problem: AttentionDecodeProblem, device: Device) -> Mask:
     threads = columns["num_warps"] * device.arch.wave_size
-    return np.asarray(
-        columns["BLOCK_N"] * problem.block_d * problem.itemsize >= VECTOR_BYTES * threads, np.bool_
-    )
+    return np.asarray(columns["BLOCK_N"] * problem.block_d * problem.itemsize >= VECTOR_BYTES * threads, np.bool_)
 
 
 def _tiles_fit_registers(columns: Columns, problem: AttentionDecodeProblem, device: Device) -> Mask:
@@ -133,15 +131,11 @@ def _matrix_instruction_fits(columns: Columns, problem: AttentionDecodeProblem, 
     if "matrix_instr_nonkdim" not in columns:
         return np.ones(len(columns["BLOCK_N"]), np.bool_)
     side = columns["matrix_instr_nonkdim"]
-    return np.asarray(
-        (side <= problem.rows) & (side <= columns["BLOCK_N"]) & (side <= problem.block_d), np.bool_
-    )
+    return np.asarray((side <= problem.rows) & (side <= columns["BLOCK_N"]) & (side <= problem.block_d), np.bool_)
 
 
 CONSTRAINTS = (
-    Constraint(
-        "a block of tokens must not pass the tokens seen by a power of two or more", _block_fits_context
-    ),
+    Constraint("a block of tokens must not pass the tokens seen by a power of two or more", _block_fits_context),
     Constraint("every split must have a block of tokens at the problem's context", _splits_have_blocks),
     Constraint(
         f"splits must not start more than {MAX_PROGRAMS_PER_UNIT} programs per compute unit",
@@ -157,8 +151,9 @@ CONSTRAINTS = (
 
 
 def _default(problem: AttentionDecodeProblem, device: Device) -> Config:
-    """Blocks of 64 tokens; splits for one program per compute unit, each with two blocks or more."""
-    block = 64
+    """Blocks of 64 tokens (16 KiB of K); splits for one program per compute unit, each of two blocks or more."""
+    row_bytes = problem.block_d * problem.itemsize
+    block = 64 if row_bytes <= 256 else 32 if row_bytes <= 512 else 16
     while block > BLOCK_N_CHOICES[0] and block >= 2 * problem.seen:
         block //= 2
     wanted = device.compute_units // (problem.batch * problem.kv_heads)

@@ -13,12 +13,17 @@ from .work import Work
 BLOCK_M_CHOICES = (16, 32, 64, 128, 256)
 BLOCK_N_CHOICES = (16, 32, 64, 128)
 WARP_CHOICES = (1, 2, 4, 8)
-MAX_ACCUMULATORS_PER_THREAD = 128
+MAX_ACCUMULATORS_PER_THREAD = 160
 VECTOR_BYTES = 16
 
 
 def _choices(problem: AttentionPrefillProblem, device: Device) -> Choices:
-    """No warp specialisation: see the note in docs/log.md."""
+    """Tile, warps, stages and the vendor's knobs.
+
+    Warp specialisation is left out. The kernel loads through pointers, and Triton 3.7.1 then aborts on sm_90 with 4
+    warps ("unsupported load type for producer commit"), ignores the request with 8, and spills on sm_100 (480 bytes
+    of stack at 128 x 64 with 4 warps): it would take TMA descriptors.
+    """
     stages = (1, 2, 3) if device.arch.is_amd else (1, 2, 3, 4)
     return {
         "BLOCK_M": BLOCK_M_CHOICES,
@@ -70,15 +75,19 @@ CONSTRAINTS = (
 
 
 def _default(problem: AttentionPrefillProblem, device: Device) -> Config:
-    """128 queries by 64 keys, 4 warps on AMD and 8 on NVIDIA; fewer queries for a short prompt."""
+    """128 queries; by 32 keys with 4 warps on AMD, by 64 with 8 on NVIDIA. Smaller for short prompts, wide heads.
+
+    128 x 64 with 4 warps needs 296 VGPRs on gfx942 at head_dim 128, one wave per SIMD; 128 x 32 needs 210, two waves.
+    """
+    row_bytes = problem.block_d * problem.itemsize
     block_m = 128
-    while block_m > MIN_ROWS and block_m >= 2 * problem.batch:
+    while block_m > MIN_ROWS and (block_m >= 2 * problem.batch or block_m * row_bytes > 128 * 256):
         block_m //= 2
-    block_n = min(64, block_m)
+    block_n = min(32 if device.arch.is_amd or row_bytes > 256 else 64, block_m)
     warps = max(1, min(4 if device.arch.is_amd else 8, block_m // MIN_ROWS))
     config = Config.of(BLOCK_M=block_m, BLOCK_N=block_n, num_warps=warps, num_stages=1)
     if not device.arch.is_amd:
-        return config.replace(num_stages=3)
+        return config.replace(num_stages=3 if row_bytes <= 256 else 2 if row_bytes <= 512 else 1)
     config = config.replace(waves_per_eu=2, matrix_instr_nonkdim=16)
     return config.replace(kpack=1) if device.arch.allows_kpack else config
 

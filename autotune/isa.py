@@ -35,6 +35,7 @@ _SHARED_READ = re.compile(r"ds_read|ds_load|ld\.shared|ldmatrix")
 _BARRIER = re.compile(r"s_barrier|bar\.sync|barrier\.")
 _WAIT = re.compile(r"s_waitcnt|cp\.async\.wait|wgmma\.wait|mbarrier\.try_wait")
 _ASYNC_COPY = re.compile(r"cp\.async\.c[ag]\.[^;]*\], (0x[0-9a-f]+|\d+)")
+_PREDICATE = re.compile(r"^@!?%p\d+\s+")
 _PTX_VECTOR = re.compile(r"\.v(\d)\.")
 
 
@@ -159,7 +160,7 @@ def _access_bytes(text: str) -> int:
     """Bytes one lane moves: from the suffix of an AMD mnemonic, or width x vector of a PTX one."""
     if copied := _ASYNC_COPY.search(text):
         return int(copied.group(1), 0)
-    mnemonic = text.split("%")[0]
+    mnemonic = _PREDICATE.sub("", text).split("%")[0]
     width = next((size for suffix, size in _BYTES.items() if suffix in mnemonic), 4)
     vector = _PTX_VECTOR.search(mnemonic)
     return width * (int(vector.group(1)) if vector else 1)

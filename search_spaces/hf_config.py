@@ -103,9 +103,7 @@ def _read(reader: _Reader, family: _Family, family_name: str, source: str) -> Mo
     """The model, or None when a needed field is missing: the reader then lists them all."""
     activation = reader.config.get("hidden_act", "silu")
     if activation != "silu":
-        raise ModelError(
-            f"{reader.name}: hidden_act {shown(activation)} is not silu, the kernels compute SwiGLU"
-        )
+        raise ModelError(f"{reader.name}: hidden_act {shown(activation)} is not silu, the kernels compute SwiGLU")
     if reader.flag("mlp_bias"):
         raise ModelError(f"{reader.name}: mlp_bias is true, the kernels compute a SwiGLU without bias")
     layers = reader.need_integer("num_hidden_layers", "layers")

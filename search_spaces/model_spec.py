@@ -78,9 +78,7 @@ class ModelSpec:
                 if not low <= value <= high:
                     raise ModelError(f"{self.name}: {field.name}={value} is outside {low}..{high}")
         if self.q_heads % self.kv_heads:
-            raise ModelError(
-                f"{self.name}: {self.q_heads} query heads are no multiple of {self.kv_heads} KV heads"
-            )
+            raise ModelError(f"{self.name}: {self.q_heads} query heads are no multiple of {self.kv_heads} KV heads")
         if self.dense_layers > self.layers or self.window_layers > self.layers:
             raise ModelError(f"{self.name}: more dense or windowed layers than its {self.layers} layers")
         if self.window_layers and not self.window:
@@ -105,11 +103,7 @@ class ModelSpec:
             raise ModelError(f"{self.name} is already one of {self.tp} shards")
         for what, size in {
             "query heads": self.q_heads,
-            "KV heads": self.kv_heads
-            if self.kv_heads >= tp
-            else tp
-            if tp % self.kv_heads == 0
-            else self.kv_heads,
+            "KV heads": self.kv_heads if self.kv_heads >= tp else tp if tp % self.kv_heads == 0 else self.kv_heads,
             "MLP width": self.inter,
             "expert width": self.moe_inter,
             "shared expert width": self.shared_inter,

@@ -82,9 +82,7 @@ def _qwen25(name: str, shape: tuple[int, int, int], heads: tuple[int, int]) -> M
     return _dense(f"Qwen/{name}", "qwen2", shape, (*heads, 128), _QWEN25_VOCAB, qkv_bias=True)
 
 
-def _llama(
-    name: str, shape: tuple[int, int, int], heads: tuple[int, int, int], tied: bool = False
-) -> ModelSpec:
+def _llama(name: str, shape: tuple[int, int, int], heads: tuple[int, int, int], tied: bool = False) -> ModelSpec:
     return _dense(f"meta-llama/{name}", "llama", shape, heads, 128_256, tied_embeddings=tied)
 
 

@@ -77,9 +77,7 @@ def problems(
     wanted = [item for item in found.values() if kernels is None or item.problem.kernel in kernels]
     if found and not wanted:
         used = sorted({problem.kernel for problem in found}, key=KERNEL_NAMES.index)
-        raise WorkloadError(
-            f"{model.name} uses none of {', '.join(kernels or ())}; it uses {', '.join(used)}"
-        )
+        raise WorkloadError(f"{model.name} uses none of {', '.join(kernels or ())}; it uses {', '.join(used)}")
     return tuple(sorted(wanted, key=_tuning_order))
 
 
@@ -112,14 +110,10 @@ def _decode(model: ModelSpec, batch: int, dtype: str, context: int) -> Iterator[
     q_size, kv_size = model.q_heads * model.head_dim, model.kv_heads * model.head_dim
 
     def linear(n: int, k: int, *, bias: bool = False, residual: int = 0) -> LinearProblem:
-        return LinearProblem(
-            kernel="linear", dtype=dtype, batch=batch, n=n, k=k, bias=int(bias), residual=residual
-        )
+        return LinearProblem(kernel="linear", dtype=dtype, batch=batch, n=n, k=k, bias=int(bias), residual=residual)
 
     def silu_mul(inter: int) -> LinearSiluMulProblem:
-        return LinearSiluMulProblem(
-            kernel="linear_silu_mul", dtype=dtype, batch=batch, n=inter, k=model.hidden
-        )
+        return LinearSiluMulProblem(kernel="linear_silu_mul", dtype=dtype, batch=batch, n=inter, k=model.hidden)
 
     qkv = LinearQkvProblem(
         kernel="linear_qkv", dtype=dtype, batch=batch, n_q=q_size, n_kv=kv_size, k=model.hidden,

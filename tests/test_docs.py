@@ -14,9 +14,6 @@ _COMMAND = re.compile(r"(?<![\w./-])autotune ([a-z][a-z-]*)((?: +(?!\||#)[^\s`]+
 
 def _commands() -> dict[str, set[str]]:
     """Every subcommand and the options it takes."""
-    pytest.importorskip(
-        "paiton.autotune.cli", reason="autotune/cli.py does not exist yet", exc_type=ImportError
-    )
     from paiton.autotune.cli import cli
 
     return {

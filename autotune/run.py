@@ -119,8 +119,9 @@ class Tuner:
         spec = self._spec(problem.kernel)
         cell = cell_of(problem, self._device, spec)
         self._progress.start_cell(problem, self._settings.trials)
-        history = self._history(cell, problem) if self._settings.resume else {}
-        known = self._finished(cell, problem, spec, len(history))
+        rows = self._store.trials(cell, compiler=compiler_digest(self._env)) if self._settings.resume else []
+        history = self._history(problem, rows)
+        known = self._finished(cell, problem, spec, len(history), max((row.ts_ms for row in rows), default=0))
         if known is not None:
             summary.cells_known += 1
             note = "known"
@@ -163,20 +164,24 @@ class Tuner:
         winner = self._winners.get(_shape(problem))
         return (winner[1],) if winner else ()
 
-    def _history(self, cell: Cell, problem: Problem) -> dict[Config, Evaluation]:
-        rows = self._store.trials(cell, compiler=compiler_digest(self._env))
+    def _history(self, problem: Problem, rows: Sequence[TrialRow]) -> dict[Config, Evaluation]:
         recalled = [self._objective.recall(problem, row) for row in rows]
         return {each.config: each for each in recalled if each is not None}
 
-    def _finished(self, cell: Cell, problem: Problem, spec: KernelSpec, tried: int) -> TunedRow | None:
-        """The stored answer, if it rests on as many trials as asked for (or on the whole space) and on this model."""
+    def _finished(
+        self, cell: Cell, problem: Problem, spec: KernelSpec, tried: int, newest_ms: int
+    ) -> TunedRow | None:  # fmt: skip
+        """The stored answer, if it rests on as many trials as asked for (or on the whole space) and on this model.
+
+        An answer older than the newest trial is that of a shorter search: the longer one was stopped before its end.
+        """
         if not self._settings.resume:
             return None
         row = self._store.find(cell, compiler=compiler_digest(self._env))
         if row is None or row.label < self._objective.label:
             return None
         same = row.env.triton_key == self._env.triton_key and row.model_version == self._objective.model_version
-        if not same:
+        if not same or row.ts_ms < newest_ms:
             return None
         if tried >= self._settings.trials:
             return row

@@ -31,7 +31,7 @@ def test_config_json_round_trip(values: dict[str, Any]) -> None:
     assert Config.from_json(text) == config
     assert Config.from_json(text).json() == text
     assert json.loads(text) == values
-    assert " " not in json.dumps(list(values), separators=(",", ":")).replace(" ", "") and text.isascii()
+    assert text.isascii() and text.startswith("{") and list(json.loads(text)) == sorted(values)
     assert pickle.loads(pickle.dumps(config)) == config
 
 
@@ -110,13 +110,13 @@ def test_faults_name_every_reason(router: Any, device: Device) -> None:
     assert ROUTER.faults(Config.of(BLOCK_T=3, num_warps=1), problem, device) == [
         "BLOCK_T=3 is not one of 1, 2, 4, 8, 16, 32"
     ]
-    both = ROUTER.faults(Config.of(BLOCK_T=16, num_warps=1), problem, device)
+    both = ROUTER.faults(Config.of(BLOCK_T=32, num_warps=1), problem, device)
     assert both == [
         "BLOCK_T must not pass the tokens by a power of two or more",
         "a thread must not hold more than 32 logits",
-    ] or both == ["BLOCK_T must not pass the tokens by a power of two or more"]
-    with pytest.raises(IllegalConfig, match=r"BLOCK_T=16 num_warps=1 of router.* on MI300X: BLOCK_T must not pass"):
-        ROUTER.check(Config.of(BLOCK_T=16, num_warps=1), problem, device)
+    ]
+    with pytest.raises(IllegalConfig, match=r"BLOCK_T=32 num_warps=1 of router.* on MI300X: BLOCK_T must not pass"):
+        ROUTER.check(Config.of(BLOCK_T=32, num_warps=1), problem, device)
     ROUTER.check(Config.of(BLOCK_T=1, num_warps=1), problem, device)
 
 

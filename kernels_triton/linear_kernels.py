@@ -116,13 +116,15 @@ def _linear_kernel(
     if k_weight_ptr is not None:
         if block >= BLOCKS + KV_BLOCKS:
             w_ptr = v_weight_ptr
-            bias_ptr = v_bias_ptr
+            if bias_ptr is not None:
+                bias_ptr = v_bias_ptr
             segment_start = N + N_KV
             segment_columns = N_KV
             block -= BLOCKS + KV_BLOCKS
         elif block >= BLOCKS:
             w_ptr = k_weight_ptr
-            bias_ptr = k_bias_ptr
+            if bias_ptr is not None:
+                bias_ptr = k_bias_ptr
             segment_start = N
             segment_columns = N_KV
             block -= BLOCKS

@@ -19,6 +19,8 @@ VECTOR_BYTES = 16
 MAX_FMA_ROWS = 8
 MIN_DOT = 16
 MAX_TENSOR_ELEMENTS = 1 << 20
+ADDRESS_REGISTERS = 24
+"""Offsets, masks and loop state of the compiled tiles: 20-30 registers, Triton 3.7.1 on gfx942 and sm_90."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,9 +174,40 @@ def _dot_tile_is_balanced(columns: Columns, problem: AnyLinear, device: Device) 
     return np.asarray(~_uses_dot(columns) | ~(narrow | deep), np.bool_)
 
 
-def _dot_accumulators(columns: Columns, problem: AnyLinear, device: Device) -> Mask:
-    elements = columns["BLOCK_M"] * columns["BLOCK_N"] * problem.weights_per_column
-    return ~_uses_dot(columns) | (elements <= 128 * _threads(columns, device))
+def _log2(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return np.log2(np.maximum(values, 1)).astype(np.int64)
+
+
+def _dot_operand_bytes(columns: Columns, problem: AnyLinear, device: Device) -> npt.NDArray[Any]:
+    """Bytes of x and of weights that one warp multiplies in a step, with warps laid over the tile as Triton does."""
+    block_m, block_n, warps = columns["BLOCK_M"], columns["BLOCK_N"], _log2(columns["num_warps"])
+    along_m = np.clip((warps + _log2(block_m) - _log2(block_n)) // 2, 0, np.minimum(warps, _log2(block_m // MIN_DOT)))
+    rows = block_m // 2**along_m
+    weights = np.maximum(MIN_DOT, block_n // 2 ** (warps - along_m)) * problem.weights_per_column
+    return np.asarray((rows + weights) * columns["BLOCK_K"] * problem.itemsize)
+
+
+def _dot_registers_fit(columns: Columns, problem: AnyLinear, device: Device) -> Mask:
+    """Accumulators, operands and, on AMD, the loads in flight, against what a thread may have.
+
+    Measured with Triton 3.7.1 on random configs: what this rejects spills, up to thousands of registers. wgmma and
+    tcgen05 read their operands from shared memory; NVIDIA's loads go there directly.
+    """
+    arch = device.arch
+    threads = _threads(columns, device)
+    accumulators = columns["BLOCK_M"] * columns["BLOCK_N"] * problem.weights_per_column / threads
+    operands = _dot_operand_bytes(columns, problem, device) / (4 * arch.wave_size)
+    if arch.is_amd:
+        tile_rows = columns["BLOCK_M"] + columns["BLOCK_N"] * problem.weights_per_column
+        loads = tile_rows * columns["BLOCK_K"] * problem.itemsize / (4 * threads)
+        used = accumulators + operands + loads * np.maximum(1, columns["num_stages"] - 1)
+        waves = np.maximum(np.maximum(1, columns["waves_per_eu"]), columns["num_warps"] // 4)
+        available = arch.registers_per_lane // waves
+    else:
+        from_shared = (columns["BLOCK_M"] >= 64) & (columns["num_warps"] >= 4) & (problem.itemsize == 2) & arch.has_tma
+        used = accumulators + np.where(from_shared, 0, operands)
+        available = np.full(len(columns["DOT"]), arch.registers_per_thread)
+    return np.asarray(~_uses_dot(columns) | (used + ADDRESS_REGISTERS <= available), np.bool_)
 
 
 def _dot_warps_have_work(columns: Columns, problem: AnyLinear, device: Device) -> Mask:
@@ -246,7 +279,7 @@ CONSTRAINTS = (
     Constraint(
         "with 64 rows or more a tile is at least a quarter as wide as high and at most 256 deep", _dot_tile_is_balanced
     ),
-    Constraint("the accumulators of the dot form must not pass 128 registers per thread", _dot_accumulators),
+    Constraint("accumulators, operands and loads in flight must fit the registers of a thread", _dot_registers_fit),
     Constraint("each warp of the dot form must own at least half a 16x16 fragment of the tile", _dot_warps_have_work),
     Constraint("no tensor may pass Triton's limit of 1048576 elements", _tensors_fit),
     Constraint("a 32-wide matrix instruction needs BLOCK_M and BLOCK_N of at least 32", _matrix_instruction_fits),
@@ -286,7 +319,7 @@ def _fma_default(problem: AnyLinear, device: Device) -> Config:
 
 
 def _dot_default(problem: AnyLinear, device: Device) -> Config:
-    block_m = min(128, max(MIN_DOT, _power_of_two_from(problem.batch)))
+    block_m = min(128 if problem.itemsize == 2 else 64, max(MIN_DOT, _power_of_two_from(problem.batch)))
     columns = sum(problem.segments)
     row_blocks = -(-problem.batch // block_m)
     block_n = (64 if block_m < 64 else max(64, block_m)) // problem.weights_per_column

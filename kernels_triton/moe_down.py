@@ -1,7 +1,8 @@
-"""Mixture-of-experts down projection of decode: out[t] = residual[t] + sum_j s[p] (h[p] W2[e]^T), p = t k + j, e = ids[p].
+"""Mixture-of-experts down projection of decode: out[t] = residual[t] + sum_j s[p] (h[p] W2[e]^T).
 
-Deterministic, without atomics. FORM "token" sums a token's experts in registers; FORM "expert" writes each pair's
-weighted row in fp32 and adds the rows of a token in a second, small launch in the order of its choices.
+p = t top_k + j is a pair and e = ids[p] its expert. Deterministic, without atomics: FORM "token" sums a token's experts
+in registers; FORM "expert" writes each pair's weighted row in fp32 and adds the rows of a token in a second, small
+launch in the order of its choices.
 """
 
 from __future__ import annotations
@@ -13,8 +14,17 @@ import triton.language as tl
 from ..search_spaces.arch import Device
 from ..search_spaces.config import Config
 from ..search_spaces.moe import MOE_DOWN, MoeProblem
-from .expert_rows import SEARCH_ELEMENTS, check_experts, count_rows, find_pairs, load_activations, load_weights, random_expert_ids, row_spans_program
-from .launch import Launch, Plan, compile_options
+from .expert_rows import (
+    SEARCH_ELEMENTS,
+    check_experts,
+    count_rows,
+    find_pairs,
+    load_activations,
+    load_weights,
+    random_expert_ids,
+    row_spans_program,
+)
+from .launch import Argument, Launch, Plan, compile_options
 from .program_order import row_and_column
 from .spec import TORCH_DTYPES, KernelSpec, make_generator, random_tensor
 
@@ -47,7 +57,9 @@ def _moe_down_token_kernel(
             sums += w2.to(tl.float32) * (h.to(tl.float32) * weight)
     out = tl.sum(sums, 1)
     if residual_ptr is not None:
-        residual = tl.load(residual_ptr + token.to(tl.int64) * residual_row_stride + rows, mask=rows < HIDDEN, other=0.0)
+        residual = tl.load(
+            residual_ptr + token.to(tl.int64) * residual_row_stride + rows, mask=rows < HIDDEN, other=0.0
+        )
         out += residual.to(tl.float32)
     tl.store(out_ptr + token * HIDDEN + rows, out.to(out_ptr.dtype.element_ty), mask=rows < HIDDEN)
 
@@ -108,7 +120,9 @@ def _moe_sum_kernel(
     for choice in tl.static_range(TOP_K):
         out += tl.load(pair_sums_ptr + (token * TOP_K + choice) * HIDDEN + columns, mask=inside, other=0.0)
     if residual_ptr is not None:
-        out += tl.load(residual_ptr + token.to(tl.int64) * residual_row_stride + columns, mask=inside, other=0.0).to(tl.float32)
+        out += tl.load(residual_ptr + token.to(tl.int64) * residual_row_stride + columns, mask=inside, other=0.0).to(
+            tl.float32
+        )
     tl.store(out_ptr + token * HIDDEN + columns, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
@@ -126,11 +140,15 @@ def plan_moe_down(
     experts, hidden, inter = w2.shape
     out = torch.empty(batch, hidden, dtype=h.dtype, device=h.device)
     residual_row_stride = 0 if residual is None else residual.stride(0)
-    inputs = {
+    inputs: dict[str, Argument] = {
         "h_ptr": h, "w2_ptr": w2, "ids_ptr": ids, "weights_ptr": weights, "batch": batch,
         "h_row_stride": h.stride(0), "w2_expert_stride": w2.stride(0), "w2_row_stride": w2.stride(1),
     }  # fmt: skip
-    outputs = {"residual_ptr": residual, "out_ptr": out, "residual_row_stride": residual_row_stride}
+    outputs: dict[str, Argument] = {
+        "residual_ptr": residual,
+        "out_ptr": out,
+        "residual_row_stride": residual_row_stride,
+    }
     constexprs: dict[str, int | str | bool] = {
         "TOP_K": top_k, "HIDDEN": hidden, "INTER": inter,
         "BLOCK_N": config.integer("BLOCK_N"), "BLOCK_K": config.integer("BLOCK_K"),
@@ -220,9 +238,7 @@ def make_moe_down_inputs(
     logits = random_tensor(
         problem.batch, problem.top_k, dtype=torch.float32, torch_device=torch_device, generator=generator
     )
-    residual = random_tensor(
-        problem.batch, problem.hidden, dtype=dtype, torch_device=torch_device, generator=generator
-    )
+    residual = random_tensor(problem.batch, problem.hidden, dtype=dtype, torch_device=torch_device, generator=generator)
     return h, w2, ids, logits.softmax(dim=1), residual
 
 

@@ -13,8 +13,17 @@ import triton.language as tl
 from ..search_spaces.arch import Device
 from ..search_spaces.config import Config
 from ..search_spaces.moe import MOE_GATE_UP, MoeProblem
-from .expert_rows import SEARCH_ELEMENTS, check_experts, count_rows, find_pairs, load_activations, load_weights, random_expert_ids, row_spans_program
-from .launch import Launch, Plan, compile_options
+from .expert_rows import (
+    SEARCH_ELEMENTS,
+    check_experts,
+    count_rows,
+    find_pairs,
+    load_activations,
+    load_weights,
+    random_expert_ids,
+    row_spans_program,
+)
+from .launch import Argument, Launch, Plan, compile_options
 from .program_order import row_and_column
 from .spec import TORCH_DTYPES, KernelSpec, make_generator, random_tensor
 
@@ -98,9 +107,7 @@ def _moe_gate_up_expert_kernel(
     tl.store(h_ptr + pairs[:, None] * INTER + rows[None, :], h.to(h_ptr.dtype.element_ty), mask=inside)
 
 
-def plan_moe_gate_up(
-    x: torch.Tensor, w13: torch.Tensor, ids: torch.Tensor, *, config: Config, device: Device
-) -> Plan:
+def plan_moe_gate_up(x: torch.Tensor, w13: torch.Tensor, ids: torch.Tensor, *, config: Config, device: Device) -> Plan:
     """Plan of h = silu(gate) * up for every (token, expert) pair.
 
     x [B, H], w13 [E, 2 I, H] with the gate rows first, ids [B, k] int32 with distinct experts in each row; all with a
@@ -112,7 +119,7 @@ def plan_moe_gate_up(
     if w13.shape[1] % 2 or x.shape[0] != batch:
         raise ValueError(f"x {tuple(x.shape)}, w13 {tuple(w13.shape)} and ids {tuple(ids.shape)} do not fit together")
     h = torch.empty(batch * top_k, inter, dtype=x.dtype, device=x.device)
-    args = {
+    args: dict[str, Argument] = {
         "x_ptr": x, "w13_ptr": w13, "ids_ptr": ids, "h_ptr": h, "batch": batch, "x_row_stride": x.stride(0),
         "w13_expert_stride": w13.stride(0), "w13_row_stride": w13.stride(1),
     }  # fmt: skip
@@ -159,9 +166,7 @@ def make_moe_gate_up_inputs(
     """(x, w13, ids) with outputs of order 1 and independent uniform routing."""
     generator = make_generator(torch_device, seed)
     dtype = TORCH_DTYPES[problem.dtype]
-    x = random_tensor(
-        problem.batch, problem.hidden, dtype=dtype, torch_device=torch_device, generator=generator
-    )
+    x = random_tensor(problem.batch, problem.hidden, dtype=dtype, torch_device=torch_device, generator=generator)
     w13 = random_tensor(
         problem.experts, 2 * problem.inter, problem.hidden, dtype=dtype, torch_device=torch_device,
         generator=generator, scale=problem.hidden**-0.5,

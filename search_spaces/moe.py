@@ -130,9 +130,8 @@ def _threads(columns: Columns, device: Device) -> npt.NDArray[np.int64]:
 
 def _pinned(columns: Columns, problem: MoeProblem, device: Device) -> Mask:
     neutral = {"BLOCK_M": MIN_DOT, "SWAP": 0, "num_stages": 1, "matrix_instr_nonkdim": 16, "kpack": 1}
-    return _is_tile(columns) | np.logical_and.reduce(
-        [columns[name] == value for name, value in neutral.items() if name in columns]
-    )
+    pinned = [columns[name] == value for name, value in neutral.items() if name in columns]
+    return np.asarray(_is_tile(columns) | np.logical_and.reduce(pinned), np.bool_)
 
 
 def _wide_loads(columns: Columns, problem: MoeProblem, device: Device) -> Mask:

@@ -18,8 +18,6 @@ from .physics import Loop, Timing, Traffic, chosen, kernel_timing, nothing, stre
 
 _SOFTMAX_INSTRUCTIONS = 10.0
 """Vector instructions per score: scale, mask, maximum, exponential, sum, convert (assumed)."""
-_SPECIALISED_ISSUE = 0.5
-"""Part of the softmax that does not hide behind the matrix work of the other warp group (assumed)."""
 _FUSED_SETUP_US = 0.6
 """Norm and rotation of the query heads, and of the new key (assumed)."""
 MIN_ROWS = 16
@@ -62,17 +60,20 @@ def score_tile(problem: AttentionDims, case: Candidates) -> DotTile:
 
 
 def attention_shared_bytes(tile: DotTile, case: Candidates) -> Array:
-    """Expected shared memory: the buffers of K and V, which have one size; on NVIDIA queries and weights besides.
+    """Expected shared memory: buffers of K and V, which have one size, and what turns operands into place.
 
-    On AMD a lone wave of a pipelined loop takes K from memory into place when it loads whole vectors.
+    AMD: the query passes through the same memory once, and a lone wave of a pipelined loop takes K from memory into
+    place when it loads whole vectors. NVIDIA: the query stays; the weights of V are exchanged between several warps.
     """
     arch, one = case.device.arch, tile.right_bytes
     if arch.is_amd:
         keeps_k_out = case.loads_whole_vectors() & (tile.warps == 1)
-        return np.where(tile.stages <= 1, one, (tile.stages - 1) * np.where(keeps_k_out, one, 2 * one))
-    buffers = np.where(uses_wgmma(tile, arch), tile.stages, tile.stages - 1)
-    weights = tile.rows * tile.columns * tile.itemsize
-    return tile.left_bytes + weights + np.where(buffers >= 1, 2 * buffers * one, one)
+        buffers = np.where(tile.stages <= 1, one, (tile.stages - 1) * np.where(keeps_k_out, one, 2 * one))
+        return np.maximum(buffers, tile.left_bytes)
+    is_wgmma = uses_wgmma(tile, arch)
+    count = np.where(is_wgmma, tile.stages, tile.stages - 1)
+    exchanged = np.where(is_wgmma | (tile.warps == 1), 0.0, tile.rows * tile.columns * tile.itemsize)
+    return tile.left_bytes + exchanged + np.where(tile.stages > 1, 2 * count * one, one)
 
 
 def least_attention_shared_bytes(tile: DotTile, case: Candidates) -> Array:
@@ -159,8 +160,9 @@ def _attention_loop(problem: AttentionDims, tile: DotTile, specialised: Array, c
     lanes = arch.wave_size * tile.warps
     values = replace(tile, columns=tile.depth, depth=tile.columns)
     mma = _matrix_clk(tile, problem, case) + _matrix_clk(values, problem, case)
-    softmax = tile.rows * tile.columns / lanes * _SOFTMAX_INSTRUCTIONS + tile.rows * tile.depth / lanes + 20
-    valu = softmax * np.where(specialised > 0, _SPECIALISED_ISSUE, 1.0)
+    valu = tile.rows * tile.columns / lanes * _SOFTMAX_INSTRUCTIONS + tile.rows * tile.depth / lanes + 20
+    # Waves own their rows, so one's softmax runs beside another's dot; warp specialisation makes two such groups.
+    overlap = np.maximum(np.ceil(tile.warps / 4), np.where(specialised > 0, 2.0, 1.0))
     loads = 2 * tile.right_bytes / 16 / lanes
     lds = tile.warps * (tile.right_bytes / tile.wave_grid()[1] + values.right_bytes / values.wave_grid()[1])
     counts = counted(LoopCounts(mma, valu, loads, lds), tile.warps, case)
@@ -172,7 +174,7 @@ def _attention_loop(problem: AttentionDims, tile: DotTile, specialised: Array, c
         lds_bytes=counts.lds_bytes, depth=tile.stages - 1, latency_ns=zeros,
         segment_bytes=zeros + problem.head_dim * problem.itemsize, output_bytes=zeros,
         mma_efficiency=np.where(is_small, constants.small_mma_efficiency, constants.mma_efficiency), setup_us=zeros,
-        has_barrier=True,
+        overlap=overlap, has_barrier=True,
     )  # fmt: skip
 
 
@@ -181,7 +183,7 @@ def _matrix_clk(tile: DotTile, problem: AttentionDims, case: Candidates) -> Arra
     return flops / (tile.warps * flop_per_clk(case.device, problem.dtype) / 4)
 
 
-def _registers(tile: DotTile, device: Device) -> Array:
+def attention_registers(tile: DotTile, device: Device) -> Array:
     """Estimated registers: output and score accumulators, the query, a block of keys and values."""
     lanes = device.arch.wave_size * tile.warps
     accumulators = tile.rows * (tile.depth + tile.columns) / lanes
@@ -191,4 +193,4 @@ def _registers(tile: DotTile, device: Device) -> Array:
 
 def _residency(tile: DotTile, case: Candidates) -> Residency:
     shared = attention_shared_bytes(tile, case)
-    return residency(case, _registers(tile, case.device), shared, tile.warps)
+    return residency(case, attention_registers(tile, case.device), shared, tile.warps)

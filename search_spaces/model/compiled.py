@@ -59,6 +59,17 @@ class Candidates:
     def rows(self) -> int:
         return rows_of(self.columns)
 
+    def register_limit(self) -> Array:
+        """Registers a thread may use: what its program leaves it, or less where the config asks for occupancy.
+
+        AMD's `waves_per_eu` makes the compiler fit that many waves on a SIMD, NVIDIA's `maxnreg` is a limit itself.
+        """
+        arch = self.device.arch
+        waves = np.maximum(self.column("waves_per_eu", 0), 1)
+        asked = self.column("maxnreg", 0)
+        limit = np.minimum(register_limit(self.warps, arch), np.floor(arch.registers_per_lane / waves / 8) * 8)
+        return np.asarray(np.where(asked > 0, np.minimum(limit, asked), limit), np.float64)
+
     def loads_whole_vectors(self) -> Mask:
         """Whether a lane holds 16 bytes of a dot operand along K, so that they can be loaded into place (AMD)."""
         arch = self.device.arch
@@ -148,7 +159,7 @@ class Residency:
 
 def residency(case: Candidates, registers: Array, shared: Array, warps: Array) -> Residency:
     """What fits on one compute unit; estimated registers beyond a thread's limit are taken as spilled."""
-    limit = register_limit(warps, case.device.arch)
+    limit = case.register_limit()
     spills = known_or(case.compiled.spills, np.maximum(registers - limit, 0.0))
     held = known_or(case.compiled.registers, np.minimum(registers, limit))
     needed = known_or(case.compiled.shared_bytes, shared)

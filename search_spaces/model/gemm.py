@@ -139,7 +139,7 @@ def gemm_timing(
         segment_bytes=np.minimum(config.block_k, shape.k) * shape.itemsize,
         output_bytes=config.block_m * config.block_n * np.where(config.split_k > 1, 4, shape.output_itemsize),
         mma_efficiency=np.where(small, constants.small_mma_efficiency, constants.mma_efficiency),
-        setup_us=np.zeros(len(b)) if setup_us is None else setup_us, has_barrier=True,
+        setup_us=np.zeros(len(b)) if setup_us is None else setup_us, overlap=np.zeros(len(b)), has_barrier=True,
     )  # fmt: skip
     unique = (
         active * shape.n * shape.k * w * shape.itemsize + shape.tokens * shape.k * shape.itemsize

@@ -87,7 +87,7 @@ def gemv_timing(shape: GemvShape, config: GemvConfig, case: Candidates) -> Timin
         latency_ns=(constants.hbm_ns * weight + constants.l2_ns * x) / (weight + x),
         segment_bytes=np.minimum(block_k, shape.k) * shape.itemsize,
         output_bytes=block_n * rows * config.output_itemsize,
-        mma_efficiency=zeros + 1.0, has_barrier=False, setup_us=zeros,
+        mma_efficiency=zeros + 1.0, overlap=zeros, has_barrier=False, setup_us=zeros,
     )  # fmt: skip
     traffic = Traffic(
         hbm=np.maximum(steps * hbm, shape.weight_bytes) + shape.input_bytes + shape.output_bytes,

@@ -69,7 +69,7 @@ def norm_launches(problem: NormDims, case: Candidates) -> dict[str, Timing]:
         lds_bytes=zeros,
         depth=zeros, latency_ns=zeros + constants.hbm_ns,
         segment_bytes=np.minimum(block, problem.hidden) * problem.itemsize,
-        output_bytes=zeros + streams * row_bytes, mma_efficiency=zeros + 1, has_barrier=False,
+        output_bytes=zeros + streams * row_bytes, mma_efficiency=zeros + 1, overlap=zeros, has_barrier=False,
         setup_us=_reduction_us(lanes, warps, constants),
     )  # fmt: skip
     moved = 2 * streams * problem.batch * row_bytes + row_bytes
@@ -97,7 +97,7 @@ def router_launches(problem: RouterDims, case: Candidates) -> dict[str, Timing]:
         l2_bytes=zeros, mma_clk=zeros, valu=held * (10 + _ROUND_INSTRUCTIONS * problem.top_k) + 20,
         loads=np.maximum(held * problem.itemsize / 16, 1), spills=fit.spills, lds_bytes=zeros, depth=zeros,
         latency_ns=zeros + constants.hbm_ns, segment_bytes=zeros + row_bytes,
-        output_bytes=block * problem.top_k * 8, mma_efficiency=zeros + 1, has_barrier=False,
+        output_bytes=block * problem.top_k * 8, mma_efficiency=zeros + 1, overlap=zeros, has_barrier=False,
         setup_us=(problem.top_k + 2) * _reduction_us(np.minimum(lanes, padded), warps, constants),
     )  # fmt: skip
     moved = problem.batch * (row_bytes + 8.0 * problem.top_k)

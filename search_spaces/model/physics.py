@@ -50,6 +50,8 @@ class Loop:
     mma_efficiency: Array
     setup_us: Array
     """Spent by a program before its loop, beyond the usual prologue."""
+    overlap: Array
+    """Waves of a SIMD within one program that may be in different phases; 0 where a barrier keeps them together."""
     has_barrier: bool
 
 
@@ -110,7 +112,10 @@ def program_us(loop: Loop, resident: Array, running: Array, device: Device, cons
     lds = np.where(loop.lds_bytes > 0, (loop.lds_bytes + loaded) / constants.lds_bytes_per_clk, 0.0)
     l1 = loaded / constants.l1_bytes_per_clk
     sync = constants.sync_clk if loop.has_barrier else 0.0
-    alone = matrix + (lds if amd else 0.0) + sync + np.where(matrix > 0, np.minimum(issue, matrix), issue)
+    lds_alone = lds if amd else np.zeros_like(lds)
+    overlapped = np.maximum(matrix, issue) + (np.minimum(matrix, issue) + lds_alone) / np.maximum(loop.overlap, 1)
+    one_phase = matrix + lds_alone + np.where(matrix > 0, np.minimum(issue, matrix), issue)
+    alone = np.where(loop.overlap > 0, overlapped, one_phase) + sync
     shared = np.maximum.reduce([matrix, issue, lds, l1])
     gap = 1 + constants.issue_gap / np.maximum(resident * waves, 1)
 
@@ -198,7 +203,7 @@ def stream_timing(moved: float | Array, programs: float | Array, case: Candidate
         programs=grid, iterations=ones, warps=4 * ones, hbm_bytes=zeros, last_level_bytes=each, l2_bytes=zeros,
         mma_clk=zeros, valu=20 * ones, loads=4 * ones, spills=zeros, lds_bytes=zeros, depth=ones,
         latency_ns=case.constants.last_level_ns * ones, segment_bytes=512 * ones, output_bytes=zeros,
-        mma_efficiency=ones, setup_us=zeros, has_barrier=False,
+        mma_efficiency=ones, setup_us=zeros, overlap=zeros, has_barrier=False,
     )  # fmt: skip
     traffic = Traffic(hbm=zeros, last_level=moved * ones, l2=moved * ones)
     return kernel_timing(loop, traffic, 8 * ones, grid, case)

@@ -31,7 +31,7 @@ _POINTER_TYPES = {
     torch.int64: "*i64",
     torch.int8: "*i8",
     torch.uint8: "*u8",
-    torch.bool: "*i1",
+    torch.bool: "*u1",
 }
 _MAX_INT32 = 2**31 - 1
 _HIP_ONLY = ("waves_per_eu", "matrix_instr_nonkdim", "kpack")
@@ -95,6 +95,8 @@ def unit_of(launch: Launch, device: Device) -> CompileUnit:
                 facts.append(("tt.pointer_range", 32))
             if facts:
                 attributes.append((position, tuple(facts)))
+        elif isinstance(value, bool):  # before the integers, of which Python makes it one
+            signature.append((name, "u1"))
         elif isinstance(value, float):
             signature.append((name, "fp32"))
         elif isinstance(value, str):

@@ -25,6 +25,7 @@ class Compiled:
     shared_bytes: Array
     registers: Array
     spills: Array
+    """Registers that live in memory. Scalar registers spilled to lanes of a vector register cost next to nothing."""
     mma_clk: Array
     """Matrix cycles of one pass through the compiled loop, per wave."""
     valu: Array
@@ -93,7 +94,7 @@ def compiled_columns(facts: Sequence[CompileFacts | None] | None, rows: int, dev
 
     cycles = np.array([0.0 if each is None else mfma_clk(each, device) for each in known])
     return Compiled(
-        shared_bytes=numbers("shared_bytes"), registers=numbers("registers"), spills=numbers("spills"),
+        shared_bytes=numbers("shared_bytes"), registers=numbers("registers"), spills=numbers("scratch_bytes") / 4,
         mma_clk=np.where(cycles > 0, cycles, np.nan), valu=numbers("valu"), loads=numbers("global_loads"),
         lds_read_bytes=numbers("lds_read_bytes"),
     )  # fmt: skip

@@ -24,8 +24,9 @@ class CompileFacts:
     agprs: int = 0
     sgprs: int = 0
     spills: int = 0
-    """Registers spilled to memory, vector and scalar together."""
+    """Registers spilled, vector and scalar together; scalar ones go to lanes of vector registers first."""
     scratch_bytes: int = 0
+    """Private memory per thread: what the model counts as spilled."""
     code_bytes: int = 0
     waves_per_simd: int = 0
     mfma: tuple[tuple[str, int], ...] = ()

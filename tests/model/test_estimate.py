@@ -175,7 +175,8 @@ def test_facts_replace_the_closed_forms() -> None:
     facts = CompileFacts(shared_bytes=20480, registers=100, mfma=(("v_mfma_f32_16x16x16_bf16", 32),), valu=60,
                          global_loads=10, lds_read_bytes=320)  # fmt: skip
     base = one(problem, MI300X, config, facts)
-    assert one(problem, MI300X, config, dataclasses.replace(facts, spills=200)) > base
+    assert one(problem, MI300X, config, dataclasses.replace(facts, spills=200, scratch_bytes=800)) > base
+    assert one(problem, MI300X, config, dataclasses.replace(facts, spills=20)) == base  # scalar, kept in vector lanes
     assert one(problem, MI300X, config, dataclasses.replace(facts, registers=512)) > base
     assert one(problem, MI300X, config, dataclasses.replace(facts, valu=5000)) > base
     twice = dataclasses.replace(facts, mfma=(("v_mfma_f32_16x16x16_bf16", 64),), valu=120, global_loads=20,

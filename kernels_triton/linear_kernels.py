@@ -114,20 +114,15 @@ def _linear_kernel(
     segment_start = 0
     segment_columns = N
     if k_weight_ptr is not None:
-        if block >= BLOCKS + KV_BLOCKS:
-            w_ptr = v_weight_ptr
-            if bias_ptr is not None:
-                bias_ptr = v_bias_ptr
-            segment_start = N + N_KV
-            segment_columns = N_KV
-            block -= BLOCKS + KV_BLOCKS
-        elif block >= BLOCKS:
-            w_ptr = k_weight_ptr
-            if bias_ptr is not None:
-                bias_ptr = k_bias_ptr
-            segment_start = N
-            segment_columns = N_KV
-            block -= BLOCKS
+        is_k = (block >= BLOCKS) & (block < BLOCKS + KV_BLOCKS)
+        is_v = block >= BLOCKS + KV_BLOCKS
+        # Selected, not assigned in branches: the AMD backend of Triton 3.6 fails on pointers that leave an `if`.
+        w_ptr = tl.where(is_v, v_weight_ptr, tl.where(is_k, k_weight_ptr, w_ptr))
+        if bias_ptr is not None:
+            bias_ptr = tl.where(is_v, v_bias_ptr, tl.where(is_k, k_bias_ptr, bias_ptr))
+        segment_start = tl.where(is_v, N + N_KV, tl.where(is_k, N, 0))
+        segment_columns = tl.where(is_v | is_k, N_KV, N)
+        block -= tl.where(is_v, BLOCKS + KV_BLOCKS, tl.where(is_k, BLOCKS, 0))
     column_start = block * BLOCK_N
     rows_left = num_rows - row_start
     columns_left = segment_columns - column_start

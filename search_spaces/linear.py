@@ -175,7 +175,7 @@ def _dot_tile_is_balanced(columns: Columns, problem: AnyLinear, device: Device) 
 
 
 def _log2(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return np.log2(np.maximum(values, 1)).astype(np.int64)
+    return np.asarray(np.log2(np.maximum(values, 1)), np.int64)
 
 
 def _dot_operand_bytes(columns: Columns, problem: AnyLinear, device: Device) -> npt.NDArray[Any]:

@@ -7,6 +7,7 @@ the three together.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -56,6 +57,11 @@ _CREATE = (
     "CREATE TABLE meta (k TEXT NOT NULL PRIMARY KEY, v TEXT NOT NULL) WITHOUT ROWID",
     "INSERT INTO meta VALUES ('format', 'paiton tuned configs'), ('lowest_reader', '1')",
 )
+
+SHIPPED_TABLES = tuple(
+    statement for statement in _CREATE if re.match(r"CREATE TABLE (env|source|tuned|meta) ", statement)
+)
+"""What export.py makes: the answers without the evidence and without the browsing index."""
 
 
 def create_tables(connection: Connection) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -238,13 +239,22 @@ class ConfigStore:
         noise. The order is total, hence the result does not depend on the order of the calls. A row without a
         timestamp gets one later than the row it meets, whatever the clocks of the two machines say.
         """
+        return self.put_all_tuned([row]) == 1
+
+    def put_all_tuned(self, rows: Iterable[TunedRow]) -> int:
+        """Store many answers in one transaction, each by the rule of put_tuned; how many were stored."""
+        upsert = insert(TUNED)
+        better = tuple_(*evidence(upsert.excluded)) > tuple_(*evidence(TUNED.c))
+        statement = replacing(upsert, TUNED, where=better)
         with self._write() as connection:
-            columns = tuned_columns(self._after(connection, row))
-            columns["env"] = shared_id(connection, ENV, env_columns(row.env))
-            columns["source"] = shared_id(connection, SOURCE, source_columns(row.source))
-            upsert = insert(TUNED).values(columns)
-            better = tuple_(*evidence(upsert.excluded)) > tuple_(*evidence(TUNED.c))
-            return connection.execute(replacing(upsert, TUNED, where=better)).rowcount == 1
+            env_id = cache(lambda env: shared_id(connection, ENV, env_columns(env)))
+            source_id = cache(lambda source: shared_id(connection, SOURCE, source_columns(source)))
+            stored = 0
+            for row in rows:
+                columns = tuned_columns(self._after(connection, row))
+                columns |= {"env": env_id(row.env), "source": source_id(row.source)}
+                stored += connection.execute(statement, columns).rowcount
+        return stored
 
     def tuned(self, where: TunedFilter | None = None) -> list[TunedRow]:
         """Answers that pass the filter, by arch, device, kernel, signature, dtype, batch."""

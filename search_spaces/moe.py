@@ -24,6 +24,7 @@ MIN_DOT = 16
 MAX_UNROLLED_STEPS = 32
 MAX_WEIGHT_RE_READS = 4.0
 MAX_ACCUMULATORS_PER_THREAD = 128
+MAX_UNROLLED_LOADS = 96
 MAX_STEP_BYTES_PER_THREAD = 256
 MAX_ELEMENTS = 1 << 20
 """Triton's limit on the elements of one tensor."""
@@ -196,6 +197,13 @@ def _constraints(shape_of: _ShapeOf) -> tuple[Constraint, ...]:
         steps = shape.gemv_experts * -(-shape.depth // columns["BLOCK_K"])
         return _is_tile(columns) | (steps <= max(MAX_UNROLLED_STEPS, shape.gemv_experts))
 
+    def few_loads(columns: Columns, problem: MoeProblem, device: Device) -> Mask:
+        shape = shape_of(problem)
+        padded_depth = -(-shape.depth // columns["BLOCK_K"]) * columns["BLOCK_K"]
+        weights = shape.gemv_experts * shape.matrices * columns["BLOCK_N"] * padded_depth
+        loads = weights * problem.itemsize / 16 / _threads(columns, device)
+        return np.asarray(_is_tile(columns) | (loads <= MAX_UNROLLED_LOADS), np.bool_)
+
     def small_accumulators(columns: Columns, problem: MoeProblem, device: Device) -> Mask:
         matrices = shape_of(problem).matrices
         width = np.where(_is_tile(columns), columns["BLOCK_M"], columns["BLOCK_K"])
@@ -223,6 +231,8 @@ def _constraints(shape_of: _ShapeOf) -> tuple[Constraint, ...]:
         Constraint(f"a tensor has at most {MAX_ELEMENTS} elements", _few_elements),
         Constraint("BLOCK_M must not pass the power of two above the batch", _rows_needed),
         Constraint("BLOCK_N and BLOCK_K must not pass the power of two above the weights", no_wider_than_weights),
+        # ptxas takes 10 to 100 s above 128 loads, and then spills (counted for sm_90, Triton 3.7).
+        Constraint(f"the GEMV form unrolls at most {MAX_UNROLLED_LOADS} loads a thread", few_loads),
         Constraint(f"the GEMV form unrolls at most {MAX_UNROLLED_STEPS} steps, or one per expert", few_steps),
         Constraint(
             f"a thread loads at most {MAX_STEP_BYTES_PER_THREAD} bytes of weights a step of the expert form (spills)",

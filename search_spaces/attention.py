@@ -19,7 +19,10 @@ WARP_CHOICES = (1, 2, 4, 8)
 MIN_ROWS = 16
 """Rows of the smallest matrix instruction on both vendors; fewer query heads are padded."""
 MAX_PROGRAMS_PER_UNIT = 8
-MAX_TILE_ELEMENTS_PER_THREAD = 128
+MAX_TILE_ELEMENTS_PER_THREAD = {"amd": 64, "nvidia": 128}
+"""Of the largest tile. AMD moves K and V through registers into LDS (gfx950, 128 a thread: 512 VGPRs and spills);
+NVIDIA copies them asynchronously (sm_90, 128 a thread: 185 registers)."""
+MAX_ACCUMULATORS_PER_THREAD = 128
 VECTOR_BYTES = 16
 
 
@@ -115,16 +118,25 @@ def _programs_are_few(columns: Columns, problem: AttentionDecodeProblem, device:
     return np.asarray((splits == 1) | (programs <= MAX_PROGRAMS_PER_UNIT * device.compute_units), np.bool_)
 
 
-def _loads_are_wide(columns: Columns, problem: AttentionDecodeProblem, device: Device) -> Mask:
+def loads_are_wide(columns: Columns, problem: AttentionProblem, device: Device) -> Mask:
+    """One 16-byte load of a K block, or more, for each thread."""
     threads = columns["num_warps"] * device.arch.wave_size
-    return np.asarray(columns["BLOCK_N"] * problem.block_d * problem.itemsize >= VECTOR_BYTES * threads, np.bool_)
+    block_bytes = columns["BLOCK_N"] * problem.block_d * problem.itemsize
+    return np.asarray(block_bytes >= VECTOR_BYTES * threads, np.bool_)
 
 
-def _tiles_fit_registers(columns: Columns, problem: AttentionDecodeProblem, device: Device) -> Mask:
+def key_block_fits(columns: Columns, problem: AttentionProblem, device: Device) -> Mask:
+    """A K or V block spread over the threads stays below the vendor's limit."""
+    threads = columns["num_warps"] * device.arch.wave_size
+    limit = MAX_TILE_ELEMENTS_PER_THREAD[device.arch.vendor]
+    return np.asarray(columns["BLOCK_N"] * problem.block_d <= limit * threads, np.bool_)
+
+
+def _accumulators_fit(columns: Columns, problem: AttentionDecodeProblem, device: Device) -> Mask:
     threads = columns["num_warps"] * device.arch.wave_size
     block = columns["BLOCK_N"]
-    largest = np.maximum(block * problem.block_d, problem.rows * (block + problem.block_d))
-    return np.asarray(largest <= MAX_TILE_ELEMENTS_PER_THREAD * threads, np.bool_)
+    elements = problem.rows * (block + problem.block_d)
+    return np.asarray(elements <= MAX_ACCUMULATORS_PER_THREAD * threads, np.bool_)
 
 
 def _matrix_instruction_fits(columns: Columns, problem: AttentionDecodeProblem, device: Device) -> Mask:
@@ -134,6 +146,9 @@ def _matrix_instruction_fits(columns: Columns, problem: AttentionDecodeProblem, 
     return np.asarray((side <= problem.rows) & (side <= columns["BLOCK_N"]) & (side <= problem.block_d), np.bool_)
 
 
+WIDE_LOADS = Constraint("each thread must have at least one 16-byte load of a K block", loads_are_wide)
+KEY_BLOCK_FITS = Constraint("a thread must not hold more than 64 (AMD) or 128 (NVIDIA) elements of K", key_block_fits)
+
 CONSTRAINTS = (
     Constraint("a block of tokens must not pass the tokens seen by a power of two or more", _block_fits_context),
     Constraint("every split must have a block of tokens at the problem's context", _splits_have_blocks),
@@ -141,11 +156,9 @@ CONSTRAINTS = (
         f"splits must not start more than {MAX_PROGRAMS_PER_UNIT} programs per compute unit",
         _programs_are_few,
     ),
-    Constraint("each thread must have at least one 16-byte load of a K block", _loads_are_wide),
-    Constraint(
-        f"a thread must not hold more than {MAX_TILE_ELEMENTS_PER_THREAD} elements of a tile",
-        _tiles_fit_registers,
-    ),
+    WIDE_LOADS,
+    KEY_BLOCK_FITS,
+    Constraint(f"a thread must not hold more than {MAX_ACCUMULATORS_PER_THREAD} scores and sums", _accumulators_fit),
     Constraint("the matrix instruction must not be larger than the query tile", _matrix_instruction_fits),
 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .arch import Device
-from .attention import MIN_ROWS, AttentionPrefillProblem
+from .attention import KEY_BLOCK_FITS, MIN_ROWS, WIDE_LOADS, AttentionPrefillProblem
 from .config import Config
 from .space import Choices, Columns, Constraint, Mask, SearchSpace, vendor_knobs
 from .work import Work
@@ -13,8 +13,9 @@ from .work import Work
 BLOCK_M_CHOICES = (16, 32, 64, 128, 256)
 BLOCK_N_CHOICES = (16, 32, 64, 128)
 WARP_CHOICES = (1, 2, 4, 8)
-MAX_ACCUMULATORS_PER_THREAD = 160
-VECTOR_BYTES = 16
+MAX_ACCUMULATORS_PER_THREAD = {"amd": 96, "nvidia": 160}
+"""Scores and sums; Q and the K and V operands come on top. AMD: 256 x 128 with 8 warps (128 a thread, at most 256
+VGPRs) spills 285 on gfx942. NVIDIA: wgmma reads K and V from shared memory."""
 
 
 def _choices(problem: AttentionPrefillProblem, device: Device) -> Choices:
@@ -54,12 +55,7 @@ def _matrix_instruction_fits(columns: Columns, problem: AttentionPrefillProblem,
 def _accumulators_fit(columns: Columns, problem: AttentionPrefillProblem, device: Device) -> Mask:
     threads = columns["num_warps"] * device.arch.wave_size
     elements = columns["BLOCK_M"] * (problem.block_d + columns["BLOCK_N"])
-    return np.asarray(elements <= MAX_ACCUMULATORS_PER_THREAD * threads, np.bool_)
-
-
-def _loads_are_wide(columns: Columns, problem: AttentionPrefillProblem, device: Device) -> Mask:
-    threads = columns["num_warps"] * device.arch.wave_size
-    return np.asarray(columns["BLOCK_N"] * problem.block_d * problem.itemsize >= VECTOR_BYTES * threads, np.bool_)
+    return np.asarray(elements <= MAX_ACCUMULATORS_PER_THREAD[device.arch.vendor] * threads, np.bool_)
 
 
 CONSTRAINTS = (
@@ -69,8 +65,9 @@ CONSTRAINTS = (
         _warps_have_rows,
     ),
     Constraint("the matrix instruction must not be wider than a tile", _matrix_instruction_fits),
-    Constraint(f"a thread must not hold more than {MAX_ACCUMULATORS_PER_THREAD} scores and sums", _accumulators_fit),
-    Constraint("each thread must have at least one 16-byte load of a K block", _loads_are_wide),
+    Constraint("a thread must not hold more than 96 (AMD) or 160 (NVIDIA) scores and sums", _accumulators_fit),
+    WIDE_LOADS,
+    KEY_BLOCK_FITS,
 )
 
 

@@ -91,8 +91,9 @@ def faults_of(space: SearchSpace, device: Device, changes: dict[str, int], batch
         ("sm_90", {"SPLITS": 8}, 1, {"context": 200}, "every split must have a block"),
         ("sm_90", {"SPLITS": 8}, 256, {}, "8 programs per compute unit"),
         ("gfx942", {"BLOCK_N": 16, "num_warps": 8}, 1, {}, "16-byte load"),
-        ("sm_90", {"BLOCK_N": 256, "num_warps": 1}, 1, {}, "more than 128 elements of a tile"),
+        ("sm_90", {"BLOCK_N": 256, "num_warps": 1}, 1, {}, "elements of K"),
         ("gfx942", {"matrix_instr_nonkdim": 32}, 1, {}, "larger than the query tile"),
+        ("sm_90", {"num_warps": 1}, 1, {"q_heads": 128}, "128 scores and sums"),
     ],
     ids=str,
 )
@@ -109,8 +110,9 @@ def test_each_decode_rule_rejects(
         ("sm_90", {}, 40, "must not pass the prompt"),
         ("sm_90", {"BLOCK_M": 64, "num_warps": 8}, 4096, "as many rows as its matrix instruction"),
         ("gfx942", {"matrix_instr_nonkdim": 32, "BLOCK_N": 16}, 4096, "wider than a tile"),
-        ("sm_90", {"BLOCK_M": 128, "num_warps": 2}, 4096, "more than 160 scores and sums"),
+        ("sm_90", {"BLOCK_M": 128, "num_warps": 2}, 4096, "160 (NVIDIA) scores and sums"),
         ("gfx942", {"BLOCK_N": 16, "num_warps": 8}, 4096, "16-byte load"),
+        ("gfx942", {"BLOCK_N": 128, "num_warps": 2}, 4096, "elements of K"),
     ],
     ids=str,
 )

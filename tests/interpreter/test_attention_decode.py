@@ -173,6 +173,19 @@ def test_only_the_new_position_is_written(splits: int) -> None:
         torch.testing.assert_close(cache, old, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_norm_and_rope_are_hugging_faces(dtype: torch.dtype) -> None:
+    """The reference's own oracle, bit for bit: the modules of transformers' Qwen3."""
+    qwen3 = pytest.importorskip("transformers.models.qwen3.modeling_qwen3")
+    x = torch.randn(3, 4, 64).to(dtype)
+    norm = qwen3.Qwen3RMSNorm(64, eps=1e-6).to(dtype)
+    norm.weight.data = torch.randn(64).to(dtype)
+    angle = torch.tensor([0.0, 5.0, 900.0])[:, None] * torch.linspace(1.0, 0.001, 32)
+    cos, sin = (part.repeat(1, 2).to(dtype) for part in (angle.cos(), angle.sin()))
+    expected, _ = qwen3.apply_rotary_pos_emb(norm(x), norm(x), cos, sin)
+    assert torch.equal(norm_rope_reference(x, norm.weight.data, cos, sin, 1e-6), expected)
+
+
 def test_a_full_cache_is_left_alone() -> None:
     inputs = fused_inputs([5], context=6)
     inputs[LENGTHS] = torch.tensor([6], dtype=torch.int32)

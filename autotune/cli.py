@@ -52,8 +52,10 @@ def status_of(arguments: Sequence[str] | None = None) -> int:
     except click.exceptions.Abort:
         return _fail("interrupted", EXIT_INTERRUPTED)
     except click.ClickException as error:
-        error.show()
-        return error.exit_code
+        if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):  # since click 8.2: text of many lines
+            error.show()
+            return error.exit_code
+        return _fail(error.format_message(), error.exit_code)
     except (DiskFailure, WorkerFailed) as error:
         return _fail(f"{error}; what was finished is kept", EXIT_FAILED)
     except StoreError as error:

@@ -9,6 +9,7 @@ from ..cache.store import ConfigStore
 from ..kernels_triton.registry import spec_of
 from ..search_spaces.arch import device_named
 from ..search_spaces.config import Config
+from ..search_spaces.registry import KERNEL_NAMES
 from .aot import units_of
 from .compile_pool import CompileJob, CompilePool
 from .precompile import judged
@@ -20,7 +21,7 @@ def recheck(path: Path, workers: int) -> tuple[bool, str]:
     """Whether all answers of the current kernels compile and fit, and a sentence that says so. Reads only."""
     with ConfigStore.open(path, read_only=True) as store:
         rows = store.tuned()
-    current = [row for row in rows if row.config_json and spec_of(row.cell.kernel).digest == row.cell.kernel_digest]
+    current = [row for row in rows if row.config_json and _is_current(row)]
     jobs: dict[bytes, CompileJob] = {}
     asking: dict[bytes, TunedRow] = {}
     for row in current:
@@ -41,6 +42,12 @@ def recheck(path: Path, workers: int) -> tuple[bool, str]:
         True,
         f"{len(current)} answers, {len(jobs)} binaries, each compiled and within its chip's limits{note}",
     )
+
+
+def _is_current(row: TunedRow) -> bool:
+    """Whether the row is of this source of its kernel; another Paiton may have kernels that we lack."""
+    cell = row.cell
+    return cell.kernel in KERNEL_NAMES and spec_of(cell.kernel).digest == cell.kernel_digest
 
 
 def _jobs(row: TunedRow) -> list[CompileJob]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from ..search_spaces.arch import Device
 from ..search_spaces.config import Value
-from ..search_spaces.registry import KERNEL_NAMES
+from ..search_spaces.problem import Problem
+from ..search_spaces.registry import KERNEL_NAMES, space_of
 
 MAX_FILE_BYTES = 1 << 16
 MAX_VALUES = 64
@@ -53,4 +56,29 @@ def _parameters(path: Path, kernel: str, parameters: object) -> dict[str, tuple[
 def _is_value(value: object) -> bool:
     if isinstance(value, bool):
         return False
-    return (isinstance(value, int) and 0 <= value <= 1 << 20) or (isinstance(value, str) and value.isidentifier())
+    return (isinstance(value, int) and 1 <= value <= 1 << 20) or (isinstance(value, str) and value.isidentifier())
+
+
+def check_parameters(
+    extra: Mapping[str, Mapping[str, tuple[Value, ...]]], problems: Iterable[Problem], device: Device
+) -> None:
+    """Whether the kernels of `problems` can take the extra values on the device. Raises SpaceFileError.
+
+    Only numbers can be added: a word, or a switch of 0 and 1, chooses among forms of a kernel, and there are no others.
+    """
+    first = {problem.kernel: problem for problem in reversed(list(problems))}
+    for kernel, parameters in extra.items():
+        if kernel not in first:
+            continue
+        choices = space_of(kernel).choices(first[kernel], device)
+        for name, values in parameters.items():
+            if name not in choices:
+                raise SpaceFileError(
+                    f"{name} is no parameter of {kernel} on {device.name}; known: {', '.join(choices)}"
+                )
+            known = choices[name]
+            is_closed = (set(known) <= {0, 1} and 0 in known) or any(isinstance(value, str) for value in known)
+            unknown = [value for value in values if value not in known and (is_closed or isinstance(value, str))]
+            if unknown:
+                can_be = f"one of {', '.join(map(str, known))}" if is_closed else "a positive integer"
+                raise SpaceFileError(f"{kernel}.{name} can be {can_be}, not {unknown[0]!r}")

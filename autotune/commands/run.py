@@ -114,7 +114,7 @@ def _request(options: dict[str, Any]) -> TuneRequest:
     from ...search_spaces.model_spec import ModelError
     from ...search_spaces.registry import UnknownKernel
     from ...search_spaces.workload import DECODE_BATCH_SIZES, PREFILL_LENGTHS, WorkloadError, problems
-    from ..space_file import SpaceFileError, read_space_file
+    from ..space_file import SpaceFileError, check_parameters, read_space_file
     from ..tune import TuneRequest
     from .options import model_of
 
@@ -140,6 +140,10 @@ def _request(options: dict[str, Any]) -> TuneRequest:
         )
     except (WorkloadError, ModelError, UnknownKernel) as error:
         raise click.UsageError(str(error)) from None
+    try:
+        check_parameters(extra, [item.problem for item in items], device)
+    except SpaceFileError as error:
+        raise click.BadParameter(str(error), param_hint="--space") from None
     return TuneRequest(
         device=device,
         model=model.name,

@@ -59,7 +59,8 @@ def _table(outcome: TuneOutcome) -> Table:
         spread = f"{min(gains):.2f}x to {max(gains):.2f}x" if gains else "-"
         table.add_row(
             kernel, signature.replace(",", " "), batch_ranges([row.cell.batch for row in rows]),
-            _best(rows[0]), _best(rows[-1]), str(len({row.config_json for row in rows})), f"{label_word(rows)} {spread}",
+            _best(rows[0]), _best(rows[-1]), str(len({row.config_json for row in rows})),
+            f"{label_word(rows)} {spread}",
         )  # fmt: skip
     return table
 

@@ -1,4 +1,4 @@
-"""Source digest: one hash over a function and everything of ours that it reaches, blind to comments and line numbers."""
+"""Source digest: one hash over a function and all of ours that it reaches, blind to comments and line numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Launch and Plan: what a launcher is about to run, as data, so that the same plan can be run or compiled ahead of time."""
+"""Launch and Plan: what a launcher is about to run, as data: the same plan can be run or compiled ahead of time."""
 
 from __future__ import annotations
 

@@ -174,7 +174,7 @@ def _default(problem: AttentionDecodeProblem, device: Device) -> Config:
     splits = max(choice for choice in SPLIT_CHOICES if choice <= max(1, min(wanted, useful)))
     config = Config.of(BLOCK_N=block, SPLITS=splits, num_warps=4, num_stages=2)
     if not device.arch.is_amd:
-        return config.replace(num_stages=3)
+        return config.replace(num_stages=3, maxnreg=0)
     config = config.replace(waves_per_eu=0, matrix_instr_nonkdim=16)
     return config.replace(kpack=1) if device.arch.allows_kpack else config
 

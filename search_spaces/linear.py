@@ -118,6 +118,8 @@ def _default(problem: AnyLinear, device: Device) -> Config:
         config = config.replace(waves_per_eu=0, matrix_instr_nonkdim=16)
         if device.arch.allows_kpack:
             config = config.replace(kpack=1)
+    else:
+        config = config.replace(maxnreg=0)
     return config.replace(XCD_REMAP=0) if device.xcds > 1 else config
 
 

@@ -232,12 +232,14 @@ def _union(values: tuple[Value, ...], extra: tuple[Value, ...]) -> tuple[Value, 
     return (*values, *(value for value in extra if value not in values))
 
 
-def vendor_knobs(device: Device, *, has_dot: bool, maxnreg: tuple[int, ...] = (0,)) -> Choices:
+def vendor_knobs(device: Device, *, has_dot: bool) -> Choices:
     """The compiler knobs of the device's vendor.
 
     AMD: waves_per_eu (0 = compiler decides); with a dot also matrix_instr_nonkdim (16 or 32 wide MFMA) and, where the
     backend honours it, kpack (gfx950 forces 1 with a warning: Triton backends/amd/compiler.py).
-    NVIDIA: maxnreg (0 = not limited), only where a kernel offers more than 0.
+    NVIDIA: with a dot maxnreg, registers per thread (0 = ptxas decides; 128 lets two programs of 8 warps share an SM).
+    num_ctas is not offered: none of our kernels splits its work over a cluster, and more than one CTA per program is
+    fragile in Triton 3.6 and 3.7.
     """
     if device.arch.vendor == "amd":
         knobs: Choices = {"waves_per_eu": (0, 1, 2, 4)}
@@ -246,7 +248,7 @@ def vendor_knobs(device: Device, *, has_dot: bool, maxnreg: tuple[int, ...] = (0
             if device.arch.allows_kpack:
                 knobs["kpack"] = (1, 2)
         return knobs
-    return {"maxnreg": maxnreg} if len(maxnreg) > 1 else {}
+    return {"maxnreg": (0, 128)} if has_dot else {}
 
 
 def _is_power_of_two(values: npt.NDArray[Any]) -> Mask:

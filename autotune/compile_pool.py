@@ -46,11 +46,10 @@ class CompilePool:
     """Compile workers; `timeout_s` bounds one compile. Use it as a context manager."""
 
     def __init__(self, *, workers: int, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
         self._pool = WorkerPool(
             workers=workers,
             timeout_s=timeout_s,
-            command=(sys.executable, "-m", f"{__package__}.compile_worker"),
+            command=(sys.executable, "-m", f"{__package__}.compile_worker", str(timeout_s)),
             environment={name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"},
         )
 

@@ -1,7 +1,7 @@
 """A compile worker: a process of its own that reads jobs and writes outcomes, one JSON line each, until its input ends.
 
-Started as `python -m paiton.autotune.compile_worker`. A compiler that hangs or crashes takes this process with it and
-nothing else. Standard output is kept for the outcomes: whatever a compiler prints goes to standard error.
+Started as `python -m paiton.autotune.compile_worker LIMIT_S`. A compiler that hangs or crashes takes this process
+with it and nothing else. Standard output is kept for the outcomes: whatever a compiler prints goes to standard error.
 """
 
 from __future__ import annotations
@@ -9,9 +9,13 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import sys
 import tempfile
 from typing import Any, TextIO
+
+GRACE_S = 30.0
+"""The driver ends a job at its limit. A driver that was killed cannot: then an alarm does, this much later."""
 
 
 def main() -> None:
@@ -23,10 +27,10 @@ def main() -> None:
     os.environ.pop("TRITON_INTERPRET", None)
     with tempfile.TemporaryDirectory(prefix="paiton-compile-") as cache:
         os.environ["TRITON_CACHE_DIR"] = cache
-        _serve(sys.stdin, outcomes, cache)
+        _serve(sys.stdin, outcomes, cache, float(sys.argv[1]))
 
 
-def _serve(jobs: TextIO, outcomes: TextIO, cache: str) -> None:
+def _serve(jobs: TextIO, outcomes: TextIO, cache: str, limit_s: float) -> None:
     from .compile_job import (
         run_job,  # imports torch and triton, which takes seconds: after the process is set up
     )
@@ -34,7 +38,10 @@ def _serve(jobs: TextIO, outcomes: TextIO, cache: str) -> None:
     _write(outcomes, {"ready": True})
     for line in jobs:
         before = _cpu_seconds()
+        # Without a handler the signal ends the process, even inside a compiler that never returns to Python.
+        signal.setitimer(signal.ITIMER_REAL, limit_s + GRACE_S)
         answer = run_job(json.loads(line))
+        signal.setitimer(signal.ITIMER_REAL, 0)
         answer["cpu_seconds"] = _cpu_seconds() - before
         answer["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         _write(outcomes, answer)

@@ -1,7 +1,8 @@
 """A GPU worker: a process of its own that checks and times configs, one JSON line each, until its input ends.
 
-Started as `python -m paiton.autotune.gpu_worker DEVICE`. After a fault that spoils the GPU context it answers and ends;
-a kernel that hangs is ended from outside. Either way the driver starts a fresh one.
+Started as `python -m paiton.autotune.gpu_worker DEVICE LIMIT_S`. After a fault that spoils the GPU context it answers and
+ends; a kernel that hangs is ended from outside. Either way the driver starts a fresh one. As a compile worker does, it
+ends itself where a driver that was killed can no longer do it.
 """
 
 from __future__ import annotations
@@ -9,8 +10,11 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import sys
 from typing import Any, TextIO
+
+GRACE_S = 30.0
 
 
 def main() -> None:
@@ -24,8 +28,10 @@ def main() -> None:
     session = GpuSession(sys.argv[1])
     _write(replies, {"ready": True})
     for line in sys.stdin:
+        signal.setitimer(signal.ITIMER_REAL, float(sys.argv[2]) + GRACE_S)
         job = json.loads(line)
         reply = describe_gpu() if job["op"] == "describe" else session.answer(job)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         _write(replies, reply)
         if reply.get("is_fatal"):
             return

@@ -44,7 +44,7 @@ class GpuWorker:
         self._pool = WorkerPool(
             workers=1,
             timeout_s=LIMIT_S,
-            command=(sys.executable, "-m", f"{__package__}.gpu_worker", device.name),
+            command=(sys.executable, "-m", f"{__package__}.gpu_worker", device.name, str(LIMIT_S)),
             environment={name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"},
         )
 

@@ -64,6 +64,11 @@ SHIPPED_TABLES = tuple(
 """What export.py makes: the answers without the evidence and without the browsing index."""
 
 
+def statements() -> tuple[str, ...]:
+    """The SQL behind every object of a database of the newest schema, for comparison."""
+    return tuple(statement for statement in _CREATE if statement.startswith("CREATE "))
+
+
 def create_tables(connection: Connection) -> None:
     """0 -> 1: an empty file becomes a Paiton database."""
     connection.exec_driver_sql(f"PRAGMA application_id={APPLICATION_ID}")

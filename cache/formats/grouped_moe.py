@@ -188,6 +188,8 @@ def _notes_of(rows: list[TunedRow]) -> list[str]:
         notes.append(f"gaps {', '.join(gaps)}: in the middle Paiton uses its default, the loader the nearest entry")
     if any(row.config_json and '"XCD_REMAP":1' in row.config_json for row in rows):
         notes.append("XCD_REMAP=1 is dropped: the peer's kernel does not renumber programs by compute die")
+    if any(row.config_json and '"maxnreg"' in row.config_json and '"maxnreg":0' not in row.config_json for row in rows):
+        notes.append("maxnreg is dropped: the files have no field for a limit on registers")
     if any(row.config_json is None for row in rows):
         notes.append("where the default won, Paiton's default config is written out; the peer's own default may differ")
     device = rows[0].cell.device

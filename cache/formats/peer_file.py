@@ -150,7 +150,7 @@ def parse_body(peer: Peer, text: str) -> tuple[Ladder, str]:
         triton = values.pop("triton_version")
         if not isinstance(triton, str) or not re.fullmatch(r"[\w.+-]{1,64}", triton):
             raise FormatRefused(f"triton_version={triton!r}: expected a version such as 3.6.0")
-    return tuple((_tokens(key), _config(key, value)) for key, value in values.items()), triton
+    return tuple((_tokens(key), check_config(key, value)) for key, value in values.items()), triton
 
 
 def format_body(file: PeerFile) -> str:
@@ -169,7 +169,8 @@ def _tokens(key: str) -> int:
     return int(key)
 
 
-def _config(key: str, value: object) -> PeerConfig:
+def check_config(key: str, value: object) -> PeerConfig:
+    """`value` if it is a config of the format, for M = `key`. Raises FormatRefused."""
     if not isinstance(value, dict):
         raise FormatRefused(f"M={key}: expected a config, got {str(value)[:40]!r}")
     missing = [name for name in REQUIRED if name not in value]

@@ -169,11 +169,14 @@ def written(files: Iterable[PeerFile]) -> list[PeerFolder]:
 
 
 def _name_of(cell: Cell) -> PeerName:
-    dims = dict(part.split("=") for part in cell.signature.split(","))
-    blocks = (int(dims["block_n"]), int(dims["block_k"])) if "block_n" in dims else None
+    parts = [part.partition("=")[::2] for part in cell.signature.split(",")]
+    dims = {name: int(value) for name, value in parts if value.isdecimal() and len(value) < 10}
+    if len(dims) != len(parts) or not {"E", "N"} <= set(dims) or ("block_n" in dims) != ("block_k" in dims):
+        raise FormatRefused(f"signature {cell.signature[:120]!r}: expected E=..,N=..")
     return PeerName(
-        experts=int(dims["E"]), inter=int(dims["N"]), device=cell.device,
-        dtype="" if cell.dtype == SIXTEEN_BIT else cell.dtype, block_shape=blocks,
+        experts=dims["E"], inter=dims["N"], device=cell.device,
+        dtype="" if cell.dtype == SIXTEEN_BIT else cell.dtype,
+        block_shape=(dims["block_n"], dims["block_k"]) if "block_n" in dims else None,
         per_channel="per_channel" in dims, down="down" in dims,
     )  # fmt: skip
 
@@ -184,7 +187,8 @@ def _ladder(rows: list[TunedRow]) -> Ladder:
 
 
 def _position(row: TunedRow) -> int:
-    return int(json.loads(row.facts_json or "{}").get("position", 0))
+    position = json.loads(row.facts_json or "{}").get("position", 0)
+    return position if type(position) is int else 0
 
 
 def _stored(value: int | str | bool) -> int | str:
@@ -193,7 +197,7 @@ def _stored(value: int | str | bool) -> int | str:
 
 
 def _restored(config_json: str) -> PeerConfig:
-    return {name: FIELDS[name](value) for name, value in json.loads(config_json).items()}
+    return {name: bool(value) if FIELDS.get(name) is bool else value for name, value in json.loads(config_json).items()}
 
 
 def _version(text: str) -> tuple[int, ...]:

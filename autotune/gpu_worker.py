@@ -1,8 +1,8 @@
 """A GPU worker: a process of its own that checks and times configs, one JSON line each, until its input ends.
 
-Started as `python -m paiton.autotune.gpu_worker DEVICE LIMIT_S`. After a fault that spoils the GPU context it answers and
-ends; a kernel that hangs is ended from outside. Either way the driver starts a fresh one. As a compile worker does, it
-ends itself where a driver that was killed can no longer do it.
+Started as `python -m paiton.autotune.gpu_worker DEVICE LIMIT_S`. After a fault that spoils the GPU context it answers
+and ends; a kernel that hangs is ended from outside. Either way the driver starts a fresh one. As a compile worker does,
+it ends itself where a driver that was killed can no longer do it.
 """
 
 from __future__ import annotations

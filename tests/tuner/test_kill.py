@@ -20,7 +20,7 @@ import pytest
 
 ARGUMENTS = (
     "run", "--arch", "gfx942", "--model", "Qwen3-30B-A3B", "--kernel", "rms_norm", "--kernel", "router",
-    "--batch-sizes", "1,8,64", "--jobs", "1",
+    "--batch-sizes", "1,4,8", "--jobs", "1",
 )  # fmt: skip
 PATIENCE_S = 240.0
 TRIALS = "SELECT lower(hex(run)), no, lower(hex(cell)), params, state FROM trial ORDER BY run, no"
@@ -46,7 +46,7 @@ class Run:
             if len(rows := self.trials()) >= count:
                 return rows
             assert self.process.poll() is None, "the run ended before it was killed"
-            time.sleep(0.01)
+            time.sleep(0.05)
         raise AssertionError(f"{len(self.trials())} trials after {PATIENCE_S:g} s, expected {count}")
 
     def workers(self) -> list[int]:

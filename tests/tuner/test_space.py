@@ -197,13 +197,12 @@ def test_empty_and_oversized_spaces_say_so(router: Any, device: Device) -> None:
 
 def test_knobs_of_the_vendors() -> None:
     def knobs(arch: str, has_dot: bool) -> set[str]:
-        return set(vendor_knobs(resolve(arch), has_dot=has_dot, maxnreg=(0, 128)))
+        return set(vendor_knobs(resolve(arch), has_dot=has_dot))
 
     assert knobs("gfx942", True) == {"waves_per_eu", "matrix_instr_nonkdim", "kpack"}
     assert knobs("gfx950", True) == {"waves_per_eu", "matrix_instr_nonkdim"}, "gfx950 forces kpack 1"
     assert knobs("gfx942", False) == {"waves_per_eu"}
-    assert knobs("sm_90", True) == {"maxnreg"}
-    assert vendor_knobs(resolve("sm_90"), has_dot=True) == {}
+    assert knobs("sm_90", True) == {"maxnreg"} and knobs("sm_90", False) == set()
 
 
 def test_problems_are_checked_and_read_back() -> None:

@@ -9,11 +9,17 @@ import click
 
 from .. import __version__
 from .commands.archs import archs
+from .commands.diff import diff
 from .commands.doctor import doctor
 from .commands.explain import explain
+from .commands.export import export
+from .commands.import_answers import import_answers
+from .commands.lint import lint
+from .commands.merge import merge
 from .commands.models import models
 from .commands.run import run
 from .commands.show import show
+from .commands.verify import verify
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -33,7 +39,9 @@ def cli() -> None:
     """
 
 
-for command in (run, show, explain, archs, models, doctor):
+SHARING = (export, import_answers, merge, diff, verify, lint)
+
+for command in (run, show, explain, archs, models, doctor, *SHARING):
     cli.add_command(command)
 
 

@@ -125,6 +125,19 @@ def faults(manifest: Manifest, folder: Path) -> list[str]:
     return found
 
 
+def check_listed(manifest: Path, path: Path) -> None:
+    """Raise Refused unless the manifest lists a file of the name of `path` with exactly its bytes."""
+    entry = {each.name: each for each in read_manifest(manifest).entries}.get(path.name)
+    if entry is None:
+        raise Refused(f"{shown(manifest)} does not list {shown(path.name)}")
+    try:
+        size, digest = path.stat().st_size, file_digest(path)
+    except OSError as error:
+        raise Refused(f"{shown(path)} cannot be read: {error.strerror}") from None
+    if (size, digest) != (entry.bytes, entry.sha256):
+        raise Refused(f"{shown(path)} is not the file that {shown(manifest)} lists: sha256 {digest[:16]}..")
+
+
 def sign(path: Path, key: Path) -> Path:
     """Sign the file at `path` with an OpenSSH key; returns the signature's path, `<path>.sig`."""
     signature = Path(f"{path}.sig")

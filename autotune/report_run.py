@@ -91,11 +91,19 @@ def _facts(outcome: TuneOutcome) -> list[str]:
         share = 100 * compiles.hits / compiles.asked
         lines.append(
             f"{compiles.compiled} binaries compiled in {compiles.seconds:.0f} CPU-s; {compiles.hits} of "
-            f"{compiles.asked} asked for were known already ({share:.0f} %)."
+            f"{compiles.asked} asked for were known already ({share:.0f} %). "
+            f"Peak memory of this process: {peak_mib()} MiB."
         )
     path = shown(outcome.request.database)
     lines.append(f"Database: {path}. Every answer: autotune show; why one was chosen: autotune explain.")
     return lines
+
+
+def peak_mib() -> int:
+    """Peak resident memory of this process in MiB; its workers are not counted."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def print_json(outcome: TuneOutcome) -> None:
@@ -120,6 +128,7 @@ def print_json(outcome: TuneOutcome) -> None:
                     "asked": compiles.asked, "hits": compiles.hits, "compiled": compiles.compiled,
                     "seconds": round(compiles.seconds, 3), "failures": compiles.failures,
                 },
+                "peak_mib": peak_mib(),
                 "was_interrupted": summary.was_interrupted,
             }
         )

@@ -25,7 +25,7 @@ class TuneRequest:
     items: tuple[WorkItem, ...]
     database: Path
     measures: bool = False
-    trials: int = 24
+    trials: int = 16
     budget_s: float | None = None
     jobs: int = 1
     timeout_s: float = 30.0

@@ -62,7 +62,11 @@ def read_config(path: Path) -> ModelSpec:
     except ValueError as error:
         raise ModelError(f"{where} is not JSON: {_first_line(error)}") from None
     name = file.parent.name if file.name == "config.json" else file.stem
-    return parse_config(config, _plain(name) or "model", f"file {file.name}")
+    name = _plain(name) or "model"
+    try:
+        return parse_config(config, name, f"file {file.name}")
+    except ModelError as error:
+        raise ModelError(f"{where}: {str(error).removeprefix(f'{name}: ')}") from None
 
 
 def _exists(path: Path) -> bool:

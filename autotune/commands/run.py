@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     "--trials",
     type=click.IntRange(1),
     default=None,
-    help="Configs to try per cell. [default: 24 estimated, 80 measured]",
+    help="Configs to try per cell. [default: 16 estimated, 80 measured]",
 )
 @click.option(
     "--budget",
@@ -149,7 +149,7 @@ def _request(options: dict[str, Any]) -> TuneRequest:
         model=model.name,
         items=items,
         measures=measures,
-        trials=options["trials"] or (80 if measures else 24),
+        trials=options["trials"] or (80 if measures else 16),
         budget_s=options["budget"],
         jobs=options["jobs"] or len(os.sched_getaffinity(0)),
         timeout_s=options["timeout"],

@@ -10,7 +10,7 @@ from types import TracebackType
 
 from ..cache.rows import TrialState
 from ..search_spaces.model.facts import CompileFacts
-from .worker_pool import Answer, Job, WorkerPool
+from .worker_pool import WALL_FACTOR, Answer, Job, WorkerPool
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class CompilePool:
         self._pool = WorkerPool(
             workers=workers,
             timeout_s=timeout_s,
-            command=(sys.executable, "-m", f"{__package__}.compile_worker", str(timeout_s)),
+            command=(sys.executable, "-m", f"{__package__}.compile_worker", str(WALL_FACTOR * timeout_s)),
             environment={name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"},
         )
 

@@ -18,7 +18,7 @@ from ..search_spaces.model.facts import CompileFacts
 from ..search_spaces.problem import Problem
 from .measure import center
 from .objective import Evaluation
-from .worker_pool import Answer, Job, WorkerFailed, WorkerPool
+from .worker_pool import WALL_FACTOR, Answer, Job, WorkerFailed, WorkerPool
 
 SAMPLES = 20
 FINALISTS = 5
@@ -44,7 +44,7 @@ class GpuWorker:
         self._pool = WorkerPool(
             workers=1,
             timeout_s=LIMIT_S,
-            command=(sys.executable, "-m", f"{__package__}.gpu_worker", device.name, str(LIMIT_S)),
+            command=(sys.executable, "-m", f"{__package__}.gpu_worker", device.name, str(WALL_FACTOR * LIMIT_S)),
             environment={name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"},
         )
 

@@ -66,14 +66,14 @@ class EstimateObjective:
         return [self._scored(problem, compiled) for compiled in self._precompiler.compile(spec, problem, configs)]
 
     def recall(self, problem: Problem, row: TrialRow) -> Evaluation | None:
-        """Stored facts are scored again, by today's model; a stored failure stands."""
+        """Stored facts are scored again, by today's model, which may take what another version refused; a failure to
+        compile stands."""
         config = Config.from_json(row.params_json)
-        if row.state is not TrialState.OK:
-            return Evaluation(config, row.state, None, error=row.error)
-        if row.facts_json is None:
+        if row.facts_json is not None and row.state in (TrialState.OK, TrialState.ILLEGAL):
+            return self._scored(problem, Compiled(config, TrialState.OK, CompileFacts.from_json(row.facts_json)))
+        if row.state is TrialState.OK:
             return None
-        facts = CompileFacts.from_json(row.facts_json)
-        return self._scored(problem, Compiled(config, TrialState.OK, facts))
+        return Evaluation(config, row.state, None, error=row.error)
 
     def confirm(self, problem: Problem, ranked: Sequence[Evaluation], default: Config) -> list[Evaluation]:
         """An estimate has no noise: the ranking stands."""

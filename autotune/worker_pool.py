@@ -165,7 +165,8 @@ class WorkerPool:
             if (more := self._time_left(worker)) > 0:
                 worker.deadline = now + more
             else:
-                yield from self._end(worker, TrialState.TIMEOUT, f"passed the limit of {self._timeout_s:g} s")
+                reason = f"passed the limit of {self._timeout_s if worker.job else START_ALLOWANCE_S:g} s"
+                yield from self._end(worker, TrialState.TIMEOUT, reason)
 
     def _time_left(self, worker: _Worker) -> float:
         """Seconds a job that has reached its deadline may still run: what it did not get of the CPU."""

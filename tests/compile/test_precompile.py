@@ -156,6 +156,8 @@ def test_the_estimate_scores_what_compiled_and_recalls_it(pool: CompilePool, sto
 
     assert objective.recall(PROBLEM, stored(good)) == good
     assert objective.recall(PROBLEM, stored(good, score=99.0)) == good, "scored by today's model, on the stored facts"
+    refused = stored(good, state=TrialState.ILLEGAL, score=None, error="no program can be resident")
+    assert objective.recall(PROBLEM, refused) == good, "so said another model; the facts stand"
     assert objective.recall(PROBLEM, stored(bad)) == bad
     assert objective.recall(PROBLEM, stored(good, facts_json=None)) is None
     assert objective.confirm(PROBLEM, [good, bad], CONFIGS[0]) == [good, bad]

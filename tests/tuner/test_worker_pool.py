@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from paiton.autotune import worker_pool
 from paiton.autotune.worker_pool import MAX_WORKER_MIB, Job, WorkerFailed, WorkerPool
 from paiton.cache.rows import TrialState
 
@@ -24,6 +25,8 @@ for line in sys.stdin:
     if job.get("signal"):
         os.kill(os.getpid(), getattr(signal, job["signal"]))
     time.sleep(job.get("sleep", 0))
+    while job.get("spins"):
+        pass
     reply = {"pid": os.getpid(), "echo": job.get("echo"), "peak_mib": job.get("peak_mib", 10)}
     print(json.dumps(reply), flush=True)
 """
@@ -105,6 +108,12 @@ def test_a_hang_is_killed_and_replaced(make_pool: Any) -> None:
     assert not _is_running(answers[0].reply["pid"])
 
 
+def test_a_job_that_burns_the_cpu_is_ended_at_its_limit(make_pool: Any) -> None:
+    (answer,) = make_pool(timeout_s=0.3).run([Job("busy", {"spins": True})])
+    assert answer.state is TrialState.TIMEOUT and answer.error == "passed the limit of 0.3 s"
+    assert 0.3 <= answer.seconds
+
+
 def test_a_worker_past_its_memory_is_replaced_after_its_answer(make_pool: Any) -> None:
     pool = make_pool()
     jobs = [Job("a", {}), Job("big", {"peak_mib": MAX_WORKER_MIB + 1}), Job("b", {})]
@@ -118,6 +127,12 @@ def test_workers_that_never_get_ready_are_a_broken_installation(make_pool: Any) 
     pool = make_pool(workers=2, code="import sys; sys.exit(7)")
     with pytest.raises(WorkerFailed, match=r"three workers in a row ended before .* exit code 7\); try: .*-c"):
         list(pool.run([Job(0, {}), Job(1, {})]))
+
+
+def test_workers_that_hang_at_the_start_are_one_too(make_pool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_pool, "START_ALLOWANCE_S", 0.2)
+    with pytest.raises(WorkerFailed, match=r"before they were ready \(passed the limit of 0.2 s\)"):
+        list(make_pool(code="import time; time.sleep(600)").run([Job(0, {})]))
 
 
 def test_a_worker_that_starts_at_the_second_attempt_is_fine(make_pool: Any, tmp_path: Path) -> None:
@@ -147,10 +162,9 @@ def test_closing_leaves_no_process(make_pool: Any) -> None:
 
 def test_leaving_in_the_middle_kills_the_busy(make_pool: Any) -> None:
     pool = make_pool(workers=2)
-    answers = pool.run([Job("quick", {}), Job("slow", {"sleep": 600}), Job("later", {"sleep": 600})])
+    answers = pool.run([Job("slow", {"sleep": 600}), Job("quick", {}), Job("later", {"sleep": 600})])
     assert next(answers).tag == "quick"
-    while not any(worker.job and worker.job.tag == "slow" for worker in pool._workers):
-        time.sleep(0.01)
+    assert [worker.job.tag for worker in pool._workers if worker.job] == ["slow"]
     pids = _pids(pool)
     answers.close()
     assert len([pid for pid in pids if _is_running(pid)]) <= 1, "only an idle one may be left"

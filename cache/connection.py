@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from .errors import (
+    CorruptDatabase,
     DatabaseMissing,
     NewerDatabase,
     NotPaitonDatabase,
@@ -51,13 +52,19 @@ def check_path(path: Path, *, read_only: bool) -> None:
         raise Unwritable(f"{shown(path)} is not a regular file; name a Paiton database or a new file")
 
 
-def connect(path: Path, *, read_only: bool, timeout_s: float = BUSY_TIMEOUT_S) -> sqlite3.Connection:
+def connect(
+    path: Path, *, read_only: bool, is_immutable: bool = False, timeout_s: float = BUSY_TIMEOUT_S
+) -> sqlite3.Connection:
     """A connection in autocommit mode with our settings, to a file found to be ours (or, for writing, empty).
 
-    A foreign or newer file is refused before anything in it changes. Raises StoreError.
+    A foreign or newer file is refused before anything in it changes. `is_immutable`, for reading, switches off locks
+    and side files: for shipped files, which are only ever replaced by a rename. Raises StoreError.
     """
     check_path(path, read_only=read_only)
     uri = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
+    if is_immutable:
+        _check_alone(path)
+        uri += "&immutable=1"
     with translated(path):
         connection = sqlite3.connect(uri, uri=True, timeout=timeout_s, isolation_level=None, check_same_thread=False)
         try:
@@ -81,6 +88,17 @@ def connect(path: Path, *, read_only: bool, timeout_s: float = BUSY_TIMEOUT_S) -
             connection.close()
             raise
     return connection
+
+
+def _check_alone(path: Path) -> None:
+    """Refuse a file whose newest rows may lie beside it: an immutable connection would answer without them."""
+    with translated(path), open(path, "rb") as opened:
+        journal_mode = opened.read(20)[18:20]
+    if journal_mode == b"\x02\x02" or any(os.path.exists(f"{path}{suffix}") for suffix in ("-wal", "-journal")):
+        raise CorruptDatabase(
+            f"{shown(path)} is no shipped database: it is in use or was left in WAL mode;"
+            " `autotune export` makes one that is"
+        )
 
 
 def identify(connection: sqlite3.Connection, path: Path) -> int:

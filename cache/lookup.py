@@ -8,6 +8,7 @@ counted in the reason, because it can seed a new search.
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import threading
@@ -16,14 +17,18 @@ from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from .connection import connect
-from .errors import translated
+from .errors import CorruptDatabase, DatabaseMissing, StoreError, shown, translated
+from .hint import run_line
 from .key import Cell, compiler_digest
 from .records import ENV_COLUMNS, SOURCE_COLUMNS, tuned_row
 from .rows import Label, TunedRow
 
 MAX_LOG2_DISTANCE = 1.0
+
+_LOG = logging.getLogger("paiton")
 
 _PROVENANCE = ", ".join(
     [f"env.{name} AS env_{name}" for name in ENV_COLUMNS]
@@ -65,6 +70,8 @@ class Answer:
     reason: str
     label: Label | None = None
     row: TunedRow | None = None
+    database: Path | None = None
+    """The file of the row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +81,7 @@ class Considered:
     row: TunedRow
     differs: tuple[str, ...]
     verdict: str
+    database: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,21 +93,70 @@ class Explanation:
     considered: tuple[Considered, ...]
 
 
-class Lookup:
-    """Answers from one database, remembered: the life of a Lookup is one snapshot as far as it was asked.
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """How often each tier answered since the lookup was opened, repeated questions included."""
 
-    `compiler` (key.compiler_digest of the running environment) marks answers whose timing was taken under
-    another compiler. Safe to share between threads.
+    exact: int
+    other_batch: int
+    other_device: int
+    default: int
+
+    @property
+    def hits(self) -> int:
+        return self.exact + self.other_batch + self.other_device
+
+    @property
+    def misses(self) -> int:
+        return self.default
+
+
+@dataclass(frozen=True)
+class _Found:
+    path: Path
+    row: TunedRow
+
+
+@dataclass(frozen=True)
+class _Layer:
+    path: Path
+    connection: sqlite3.Connection
+
+
+class _Known:
+    """An answer and how often it was given. Threads that race may lose a count, never an answer."""
+
+    __slots__ = ("answer", "count")
+
+    def __init__(self, answer: Answer) -> None:
+        self.answer = answer
+        self.count = 0
+
+
+class Lookup:
+    """Answers from the user's database over any number of shipped ones, remembered: the life of a Lookup is one
+    snapshot as far as it was asked.
+
+    At equal tier the better label wins, at equal label the earlier file. `compiler` (key.compiler_digest of the running
+    environment) marks answers whose timing was taken under another compiler. Safe to share between threads.
     """
 
     def __init__(
-        self, path: Path, connection: sqlite3.Connection, compiler: bytes | None, max_log2_distance: float
+        self,
+        path: Path,
+        layers: Iterable[tuple[Path, sqlite3.Connection]],
+        compiler: bytes | None,
+        max_log2_distance: float,
+        skipped: tuple[str, ...] = (),
     ) -> None:
         self.path = path
-        self._connection = connection
+        self.skipped = skipped
+        """Why a file takes no part, one line each."""
+        self._layers = [_Layer(*layer) for layer in layers]
         self._compiler = compiler
         self._max_ratio = 2.0**max_log2_distance
-        self._known: dict[Cell, Answer] = {}
+        self._known: dict[Cell, _Known] = {}
+        self._missed: set[tuple[str, ...]] = set()
         self._lock = threading.Lock()
 
     @classmethod
@@ -107,18 +164,41 @@ class Lookup:
         cls,
         path: str | os.PathLike[str],
         *,
+        shipped: Iterable[str | os.PathLike[str]] = (),
         compiler: bytes | None = None,
         max_log2_distance: float = MAX_LOG2_DISTANCE,
     ) -> Lookup:
-        """Open for reading; the file is not changed. Raises StoreError as ConfigStore.open does."""
-        where = Path(path)
-        connection = connect(where, read_only=True)
-        connection.row_factory = sqlite3.Row
-        return cls(where, connection, compiler, max_log2_distance)
+        """Open for reading; no file is changed and nothing is created beside a shipped one.
+
+        `shipped` files (see location.shipped_databases) are opened as immutable: they may only ever be replaced by a
+        rename. Beside them a file that is missing or cannot be read is left out with one line in the log of `paiton`;
+        `path` alone raises StoreError as ConfigStore.open does.
+        """
+        user, others = Path(path), [Path(each) for each in shipped]
+        layers: list[tuple[Path, sqlite3.Connection]] = []
+        skipped: list[str] = []
+        for where in (user, *others):
+            try:
+                connection = connect(where, read_only=True, is_immutable=where is not user)
+            except StoreError as error:
+                if not others:
+                    raise
+                skipped.append(str(error))
+                _LOG.log(logging.INFO if isinstance(error, DatabaseMissing) else logging.WARNING, "left out: %s", error)
+                continue
+            connection.row_factory = sqlite3.Row
+            layers.append((where, connection))
+        return cls(user, layers, compiler, max_log2_distance, tuple(skipped))
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files that answer, first the user's."""
+        return tuple(layer.path for layer in self._layers)
 
     def close(self) -> None:
-        """Close the file; answers already given stay available."""
-        self._connection.close()
+        """Close the files; answers already given stay available."""
+        for layer in self._layers:
+            layer.connection.close()
 
     def __enter__(self) -> Lookup:
         return self
@@ -129,47 +209,100 @@ class Lookup:
         self.close()
 
     def find(self, cell: Cell) -> Answer:
-        """The answer for `cell` and its reason. Raises StoreError when the file is damaged or gone."""
-        answer = self._known.get(cell)
-        if answer is None:
-            with self._lock, translated(self.path):
-                answer = self._search(cell)
-                self._known[cell] = answer
-        return answer
+        """The answer for `cell` and its reason. Raises StoreError when the only file is damaged or gone."""
+        known = self._known.get(cell)
+        if known is None:
+            with self._lock:
+                known = self._known.get(cell)
+                if known is None:
+                    known = self._known[cell] = _Known(self._search(cell))
+        known.count += 1
+        return known.answer
+
+    def counts(self) -> Counts:
+        """Answers given so far, by tier."""
+        with self._lock:
+            known = list(self._known.values())
+        by_tier = {tier: sum(each.count for each in known if each.answer.tier is tier) for tier in Tier}
+        return Counts(**{tier.name.lower(): count for tier, count in by_tier.items()})
 
     def explain(self, cell: Cell, *, limit: int = 20) -> Explanation:
         """The answer for `cell`, and the `limit` nearest rows of its kernel with the key fields that differ."""
         answer = self.find(cell)
-        with self._lock, translated(self.path):
-            found = self._connection.execute(_NEAR, {**asdict(cell), "limit": limit}).fetchall()
-        rows = [tuned_row(dict(values)) for values in found]
-        return Explanation(cell=cell, answer=answer, considered=tuple(self._weigh(cell, answer, row) for row in rows))
+        with self._lock:
+            asked = {**asdict(cell), "limit": limit}
+            near = [(layer.path, row) for layer in list(self._layers) for row in self._rows(layer, _NEAR, asked)]
+        near.sort(key=lambda each: (len(cell.differs(each[1].cell)), _ratio(cell, each[1].cell), -each[1].label))
+        considered = tuple(self._weigh(cell, answer, path, row) for path, row in near[:limit])
+        return Explanation(cell=cell, answer=answer, considered=considered)
+
+    def _ask(self, layer: _Layer, sql: str, values: Any) -> list[sqlite3.Row]:
+        """The rows of a query. A file that breaks under way is left out from then on, unless it is the only one."""
+        try:
+            with translated(layer.path):
+                return layer.connection.execute(sql, values).fetchall()
+        except StoreError as error:
+            self._drop(layer, error)
+            return []
+
+    def _rows(self, layer: _Layer, sql: str, values: Any) -> list[TunedRow]:
+        try:
+            return [tuned_row(dict(found)) for found in self._ask(layer, sql, values)]
+        except CorruptDatabase as error:
+            self._drop(layer, error)
+            return []
+
+    def _drop(self, layer: _Layer, error: StoreError) -> None:
+        if len(self._layers) == 1:
+            raise error
+        self._layers.remove(layer)
+        layer.connection.close()
+        self.skipped = (*self.skipped, f"{shown(layer.path)}: {error}")
+        _LOG.warning("%s is left out from now on: %s", shown(layer.path), error)
 
     def _search(self, cell: Cell) -> Answer:
-        row = self._best(cell)
-        if row is not None:
-            return self._serve(Tier.EXACT, row, "exact")
+        found = self._best(cell)
+        if found is not None:
+            return self._serve(Tier.EXACT, found, "exact")
         site = (cell.kernel, cell.signature, cell.dtype, cell.arch)
-        stored = [
-            replace(cell, device=device, kernel_digest=digest, batch=batch)
-            for device, digest, batch in self._connection.execute(_SITE, site)
-        ]
+        stored = list(
+            dict.fromkeys(
+                replace(cell, device=device, kernel_digest=digest, batch=batch)
+                for layer in list(self._layers)
+                for device, digest, batch in self._ask(layer, _SITE, site)
+            )
+        )
         same_kernel = [other for other in stored if other.kernel_digest == cell.kernel_digest]
         here = [other for other in same_kernel if other.device == cell.device]
-        row = self._nearest(cell, here)
-        if row is not None:
-            return self._serve(Tier.OTHER_BATCH, row, f"batch {row.cell.batch} serves batch {cell.batch}")
-        row = self._nearest(cell, [other for other in same_kernel if other.device != cell.device])
-        if row is not None:
+        found = self._nearest(cell, here)
+        if found is not None:
+            return self._serve(Tier.OTHER_BATCH, found, f"batch {found.row.cell.batch} serves batch {cell.batch}")
+        found = self._nearest(cell, [other for other in same_kernel if other.device != cell.device])
+        if found is not None:
+            row = found.row
             bucket = "" if row.cell.batch == cell.batch else f", batch {row.cell.batch} serves batch {cell.batch}"
-            return self._serve(Tier.OTHER_DEVICE, row, f"tuned on {row.cell.device}, not {cell.device}{bucket}")
-        return Answer(config_json=None, tier=Tier.DEFAULT, reason=self._miss(cell, stored, same_kernel))
+            return self._serve(Tier.OTHER_DEVICE, found, f"tuned on {row.cell.device}, not {cell.device}{bucket}")
+        reason = self._miss(cell, stored, same_kernel)
+        self._report_miss(cell, reason)
+        return Answer(config_json=None, tier=Tier.DEFAULT, reason=reason)
 
-    def _best(self, cell: Cell) -> TunedRow | None:
-        values = self._connection.execute(_BEST, (self._compiler or b"", cell.key)).fetchone()
-        return None if values is None else tuned_row(dict(values))
+    def _report_miss(self, cell: Cell, reason: str) -> None:
+        """One line in the log for each kernel and problem, with the command that fills the gap."""
+        site = (cell.kernel, cell.signature, cell.dtype, cell.device)
+        if site not in self._missed:
+            self._missed.add(site)
+            _LOG.warning("%s: %s; tune it with: %s", cell, reason, run_line(cell))
 
-    def _nearest(self, cell: Cell, stored: list[Cell]) -> TunedRow | None:
+    def _best(self, cell: Cell) -> _Found | None:
+        """Best row over all files; of equal labels the earlier file's."""
+        best: _Found | None = None
+        for layer in list(self._layers):
+            for row in self._rows(layer, _BEST, (self._compiler or b"", cell.key)):
+                if best is None or row.label > best.row.label:
+                    best = _Found(layer.path, row)
+        return best
+
+    def _nearest(self, cell: Cell, stored: list[Cell]) -> _Found | None:
         """Best row among the cells whose bucket is nearest, if near enough and each device's range covers
         it."""
         covered = [
@@ -181,18 +314,23 @@ class Lookup:
         if not covered:
             return None
         least = min(_ratio(other, cell) for other in covered)
-        rows = [row for other in covered if _ratio(other, cell) == least and (row := self._best(other)) is not None]
+        near = [each for other in covered if _ratio(other, cell) == least and (each := self._best(other)) is not None]
         # At equal distance: the better label, then the larger bucket (a bucket is an upper bound), then by
         # name.
-        return min(rows, key=lambda row: (-row.label, -row.cell.batch, row.cell.device), default=None)
+        return min(near, key=lambda each: (-each.row.label, -each.row.cell.batch, each.row.cell.device), default=None)
 
-    def _serve(self, tier: Tier, row: TunedRow, why: str) -> Answer:
+    def _serve(self, tier: Tier, found: _Found, why: str) -> Answer:
+        row = found.row
         reason = f"{why}; {row.label.name.lower()}"
         if row.config_json is None:
             reason += "; the default is best"
         if self._compiler is not None and compiler_digest(row.env) != self._compiler:
             reason += f"; under another compiler (Triton {row.env.triton or 'unknown'}), retune to confirm"
-        return Answer(config_json=row.config_json, tier=tier, reason=reason, label=row.label, row=row)
+        if found.path != self.path:
+            reason += f"; from {shown(found.path.name)}"
+        return Answer(
+            config_json=row.config_json, tier=tier, reason=reason, label=row.label, row=row, database=found.path
+        )
 
     def _miss(self, cell: Cell, stored: list[Cell], same_kernel: list[Cell]) -> str:
         here = sorted({other.batch for other in same_kernel if other.device == cell.device})
@@ -207,9 +345,9 @@ class Lookup:
             why = f"no row for {cell}"
         return f"default: {why}"
 
-    def _weigh(self, cell: Cell, answer: Answer, row: TunedRow) -> Considered:
+    def _weigh(self, cell: Cell, answer: Answer, path: Path, row: TunedRow) -> Considered:
         differs = cell.differs(row.cell)
-        if answer.row == row:
+        if answer.row == row and answer.database == path:
             verdict = "served"
         elif "kernel_digest" in differs:
             verdict = "another kernel version: a seed, never served"
@@ -219,7 +357,7 @@ class Lookup:
             verdict = "usable, but a nearer row was served" if answer.row else "too far, or outside the tuned range"
         else:
             verdict = "another problem"
-        return Considered(row=row, differs=differs, verdict=verdict)
+        return Considered(row=row, differs=differs, verdict=verdict, database=path)
 
 
 def _ratio(a: Cell, b: Cell) -> float:

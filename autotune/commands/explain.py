@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import database_option, database_path_of, json_option
+from .options import database_option, database_path_of, json_option, shipped_paths
 
 if TYPE_CHECKING:
     from ...cache.lookup import Explanation
@@ -65,20 +65,26 @@ def explain(
         )  # fmt: skip
     except (WorkloadError, ModelError) as error:
         raise click.UsageError(str(error)) from None
-    with Lookup.open(database_path_of(database)) as lookup:
+    with Lookup.open(database_path_of(database), shipped=shipped_paths()) as lookup:
         for item in items:
             spec = spec_of(kernel)
             explanation = lookup.explain(cell_of(item.problem, target, spec))
             text = explanation.answer.config_json
             config = Config.from_json(text) if text else spec.space.default_config(item.problem, target)
             if as_json:
-                _print_json(explanation, config)
+                _print_json(explanation, config, _run_line(explanation, model, tp, prefill))
             else:
-                _print_text(explanation, item.problem, target, config)
+                _print_text(explanation, item.problem, target, config, _run_line(explanation, model, tp, prefill))
     return 0
 
 
-def _print_json(explanation: Explanation, config: Config) -> None:
+def _run_line(explanation: Explanation, model: str, tp: int, is_prefill: bool) -> str:
+    from ...cache.hint import run_line
+
+    return run_line(explanation.cell, model=model, tp=tp, is_prefill=is_prefill)
+
+
+def _print_json(explanation: Explanation, config: Config, line: str) -> None:
     import json
 
     answer = explanation.answer
@@ -88,15 +94,22 @@ def _print_json(explanation: Explanation, config: Config) -> None:
         "tier": answer.tier.value,
         "label": answer.label.name.lower() if answer.label is not None else None,
         "reason": answer.reason,
+        "database": str(answer.database) if answer.database else None,
+        "tune": line,
         "considered": [
-            {"cell": str(each.row.cell), "differs": each.differs, "verdict": each.verdict}
+            {
+                "cell": str(each.row.cell),
+                "differs": each.differs,
+                "verdict": each.verdict,
+                "database": str(each.database),
+            }
             for each in explanation.considered
         ],
     }
     click.echo(json.dumps(plain))
 
 
-def _print_text(explanation: Explanation, problem: Problem, device: Device, config: Config) -> None:
+def _print_text(explanation: Explanation, problem: Problem, device: Device, config: Config, line: str) -> None:
     from ...search_spaces.model.estimate import explain_us
     from ...search_spaces.registry import space_of
     from ..answers import gain
@@ -105,7 +118,10 @@ def _print_text(explanation: Explanation, problem: Problem, device: Device, conf
     click.secho(str(problem), bold=True)
     click.echo(f"  config    {config}")
     click.echo(f"  because   {answer.reason}")
+    if answer.tier.value != "exact":
+        click.echo(f"  tune it   {line}")
     if answer.row is not None:
+        click.echo(f"  from      {answer.database}")
         won = gain(answer.row)
         env = answer.row.env
         click.echo(

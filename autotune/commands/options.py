@@ -24,7 +24,7 @@ def database_option(function: F) -> F:
     """`--db PATH`."""
     return click.option(
         "--db", "database", metavar="PATH", default=None,
-        help="Database file. Default: $PAITON_DB, else ~/.local/share/paiton/paiton.db.",
+        help="Database file. Default: the first of $PAITON_DB, else ~/.local/share/paiton/paiton.db.",
     )(function)  # fmt: skip
 
 
@@ -60,6 +60,13 @@ def database_path_of(database: str | None) -> Path:
     from ...cache.location import database_path
 
     return database_path(database, os.environ)
+
+
+def shipped_paths() -> tuple[Path, ...]:
+    """The databases under the user's: further entries of PAITON_DB, those of installed packages, our own."""
+    from ...cache.location import shipped_databases
+
+    return shipped_databases(os.environ)
 
 
 def device_of(arch: str, device: str | None) -> Device:

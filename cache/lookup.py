@@ -12,6 +12,7 @@ import logging
 import os
 import sqlite3
 import threading
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
@@ -44,6 +45,7 @@ _SITE = (
     "SELECT DISTINCT device, kernel_digest, batch FROM tuned"
     " WHERE kernel = ? AND signature = ? AND dtype = ? AND arch = ?"
 )
+_SITES = "SELECT DISTINCT device, kernel_digest, batch, kernel, signature, dtype, arch FROM tuned"
 # Nearest first: fewest key fields that differ, then the nearest bucket, then the better label.
 _NEAR = (
     f"{_ROW} WHERE kernel = :kernel ORDER BY (arch <> :arch) + (device <> :device) + (signature <> :signature)"
@@ -111,16 +113,23 @@ class Counts:
         return self.default
 
 
+_Stored = tuple[str, str, int]
+"""Device, kernel digest and batch of a row."""
+
+
 @dataclass(frozen=True)
 class _Found:
     path: Path
     row: TunedRow
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Layer:
     path: Path
     connection: sqlite3.Connection
+    is_shipped: bool
+    sites: dict[tuple[str, ...], list[_Stored]] | None = None
+    """Of a shipped file, which has no index by site: all of them, read at the first cell that has no exact row."""
 
 
 class _Known:
@@ -144,7 +153,7 @@ class Lookup:
     def __init__(
         self,
         path: Path,
-        layers: Iterable[tuple[Path, sqlite3.Connection]],
+        layers: Iterable[tuple[Path, sqlite3.Connection, bool]],
         compiler: bytes | None,
         max_log2_distance: float,
         skipped: tuple[str, ...] = (),
@@ -175,7 +184,7 @@ class Lookup:
         `path` alone raises StoreError as ConfigStore.open does.
         """
         user, others = Path(path), [Path(each) for each in shipped]
-        layers: list[tuple[Path, sqlite3.Connection]] = []
+        layers: list[tuple[Path, sqlite3.Connection, bool]] = []
         skipped: list[str] = []
         for where in (user, *others):
             try:
@@ -187,7 +196,7 @@ class Lookup:
                 _LOG.log(logging.INFO if isinstance(error, DatabaseMissing) else logging.WARNING, "left out: %s", error)
                 continue
             connection.row_factory = sqlite3.Row
-            layers.append((where, connection))
+            layers.append((where, connection, where is not user))
         return cls(user, layers, compiler, max_log2_distance, tuple(skipped))
 
     @property
@@ -269,7 +278,7 @@ class Lookup:
             dict.fromkeys(
                 replace(cell, device=device, kernel_digest=digest, batch=batch)
                 for layer in list(self._layers)
-                for device, digest, batch in self._ask(layer, _SITE, site)
+                for device, digest, batch in self._stored(layer, site)
             )
         )
         same_kernel = [other for other in stored if other.kernel_digest == cell.kernel_digest]
@@ -285,6 +294,15 @@ class Lookup:
         reason = self._miss(cell, stored, same_kernel)
         self._report_miss(cell, reason)
         return Answer(config_json=None, tier=Tier.DEFAULT, reason=reason)
+
+    def _stored(self, layer: _Layer, site: tuple[str, ...]) -> list[_Stored]:
+        if not layer.is_shipped:
+            return [tuple(found) for found in self._ask(layer, _SITE, site)]
+        if layer.sites is None:
+            layer.sites = defaultdict(list)
+            for device, digest, batch, *key in self._ask(layer, _SITES, ()):
+                layer.sites[tuple(key)].append((device, digest, batch))
+        return layer.sites.get(site, [])
 
     def _report_miss(self, cell: Cell, reason: str) -> None:
         """One line in the log for each kernel and problem, with the command that fills the gap."""

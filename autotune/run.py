@@ -21,7 +21,7 @@ from .answers import tile
 from .cell import CellResult, CellTask, tune_cell
 from .objective import Evaluation, Objective
 from .progress import Progress
-from .search import PENALTY
+from .stored_seeds import stored_seeds
 
 SHORTLIST = 8
 """Configs kept with the answer, so that an owner of the GPU can finish an estimated cell in as many runs."""
@@ -130,14 +130,14 @@ class Tuner:
                 spec,
                 problem,
                 self._device,
-                self._neighbours(problem),
+                (*self._neighbours(problem), *stored_seeds(self._store, cell, problem)),
                 self._settings.trials,
                 self._settings.seed,
             )
             try:
                 result = tune_cell(
                     task, self._objective, history=history, is_over=self._cell_is_over(started, summary.cells_left),
-                    on_round=lambda fresh: self._record(run, cell, fresh, summary),
+                    on_round=lambda fresh, penalty: self._record(run, cell, fresh, penalty, summary),
                 )  # fmt: skip
                 known = self._answer(cell, result)
             except EmptySpace as error:
@@ -187,15 +187,14 @@ class Tuner:
             return row
         return row if tried >= len(spec.space.enumerate(problem, self._device)) else None
 
-    def _record(self, run: RunId, cell: Cell, fresh: Sequence[Evaluation], summary: RunSummary) -> None:
-        worst = max((each.value for each in fresh if each.value is not None), default=1.0)
+    def _record(self, run: RunId, cell: Cell, fresh: Sequence[Evaluation], penalty: float, summary: RunSummary) -> None:
         is_measured = self._objective.label is Label.MEASURED
         rows = [
             TrialRow(
                 cell=cell,
                 params_json=each.config.json(),
                 state=each.state,
-                told=each.value if each.value is not None else PENALTY * worst,
+                told=each.value if each.value is not None else penalty,
                 us=each.value if is_measured else None,
                 score=None if is_measured else each.value,
                 samples_us=each.samples_us,

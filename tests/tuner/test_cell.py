@@ -24,7 +24,7 @@ def _tune(
     neighbours: tuple[Config, ...] = (), history: dict[Config, Evaluation] | None = None,
     is_over: Any = lambda: False, told: list[list[Evaluation]] | None = None,
 ) -> CellResult:  # fmt: skip
-    def on_round(fresh: Sequence[Evaluation]) -> None:
+    def on_round(fresh: Sequence[Evaluation], penalty: float) -> None:
         if told is not None:
             told.append(list(fresh))
 
@@ -133,4 +133,4 @@ def test_an_empty_space_says_so(norm: Any, device: Device, recorded: Any) -> Non
     none = dataclasses.replace(spec.space, choices=lambda problem, device: {"BLOCK_H": (3,), "num_warps": (1,)})
     task = CellTask(spec.with_space(none), problem, device, (), 4, 0)
     with pytest.raises(EmptySpace, match="no config of rms_norm is legal"):
-        tune_cell(task, recorded(), history={}, on_round=lambda fresh: None, is_over=lambda: False)
+        tune_cell(task, recorded(), history={}, on_round=lambda fresh, penalty: None, is_over=lambda: False)

@@ -194,7 +194,7 @@ def test_a_cell_where_nothing_runs_is_reported_and_the_others_go_on(bench: Any, 
     assert [row.cell.batch for row in summary.rows] == [1, 4] and summary.cells_left == 0
     failures = _stored(bench, norm(2))
     assert {row.state for row in failures} == {TrialState.TIMEOUT}
-    assert {(row.error, row.told, row.score) for row in failures} == {("passed the limit of 1 s", PENALTY, None)}
+    assert {(row.error, row.told, row.score) for row in failures} == {("passed the limit of 1 s", 1.0, None)}
     again = recorded(lambda problem, config: 1.0)
     second = bench.run(again, problems, settings=TRIALS)
     assert again.asked == [] and len(second.cells_failed) == 1, "failures are not retried"

@@ -21,6 +21,7 @@ from .errors import (
     shown,
     translated,
 )
+from .filesystem import network_filesystem
 
 APPLICATION_ID = 0x50414954  # "PAIT": readable from the file's header without trusting its schema
 SCHEMA = 1  # the newest schema this program knows; migrations.py holds the step that leads to each
@@ -52,6 +53,16 @@ def check_path(path: Path, *, read_only: bool) -> None:
         raise Unwritable(f"{shown(path)} is not a regular file; name a Paiton database or a new file")
 
 
+def _check_local(path: Path) -> None:
+    """Refuse to write where the locks of several machines do not hold."""
+    kind = network_filesystem(path)
+    if kind is not None:
+        raise Unwritable(
+            f"{shown(path)} is on a network file system ({kind}), where SQLite's locks do not hold; name a file on a"
+            " local disk with --db or PAITON_DB, and share it with `autotune export`"
+        )
+
+
 def connect(
     path: Path, *, read_only: bool, is_immutable: bool = False, timeout_s: float = BUSY_TIMEOUT_S
 ) -> sqlite3.Connection:
@@ -60,6 +71,8 @@ def connect(
     A foreign or newer file is refused before anything in it changes. `is_immutable`, for reading, switches off locks
     and side files: for shipped files, which are only ever replaced by a rename. Raises StoreError.
     """
+    if not read_only:
+        _check_local(path)
     check_path(path, read_only=read_only)
     uri = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
     if is_immutable:

@@ -69,7 +69,7 @@ def tune_cell(
     """Search a cell. `history` answers for configs tried before, so that a resumed search takes the same path again.
 
     `on_round` gets the new evaluations of each round as soon as they are known, and what failures are told; `is_over`
-    is asked between rounds, never before the first. Raises EmptySpace when no config of the problem is legal on the device.
+    is asked between rounds, never before the first. Raises EmptySpace when no config of the problem is legal.
     """
     spec, problem, device = task.spec, task.problem, task.device
     feasible = spec.space.enumerate(problem, device)

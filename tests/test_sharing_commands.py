@@ -205,3 +205,25 @@ def test_what_is_not_there(run: Run, tmp_path: Path, database: Path) -> None:
     assert run("export", "--out", tmp_path / "x.db", "--label", "measured") == 1 and "no answers match" in run.err
     assert run("export", "--out", tmp_path) == 2 and "is a folder" in run.err
     assert os.listdir(tmp_path) == ["mine.db"]
+
+
+def test_explain_over_shipped_files(run: Run, database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = tmp_path / "shipped.db"
+    sizes = {"experts": 128, "top_k": 8, "hidden": 2048, "inter": 768}
+    spec, target = spec_of("moe_down"), device_named("MI300X")
+    problem = spec.space.problem(dtype="bf16", batch=8, **sizes)
+    config = spec.space.default_config(problem, target).json()
+    theirs = answer(8, "moe_down", config_json=config)
+    cell = Cell(**{**_fields(theirs.cell), "signature": problem.signature})
+    with ConfigStore.open(tmp_path / "made.db") as store:
+        store.put_tuned(TunedRow(**{**vars(theirs), "cell": cell}))
+    assert run("export", "--db", tmp_path / "made.db", "--out", shipped) == 0
+    monkeypatch.setenv("PAITON_DB", os.pathsep.join(map(str, (database, shipped, tmp_path / "none.db"))))
+    usual = ("explain", "--arch", "gfx942", "--model", "Qwen3-30B-A3B", "--kernel", "moe_down", "--batch")
+    found = run.json(*usual, 8)
+    assert (found["tier"], found["database"]) == ("exact", str(shipped))
+    assert run.err == f"left out: no database at {tmp_path / 'none.db'}; `autotune run` makes one\n"
+    assert run(*usual, 1024) == 0
+    line = "autotune run --arch gfx942 --device MI300X --model Qwen3-30B-A3B --kernel moe_down --batch-sizes 1024"
+    assert f"  tune it   {line}\n" in run.out
+    assert run(*line.split()[1:], "--dry-run") == 0, run.err

@@ -49,6 +49,8 @@ def explain(
     Example:
       autotune explain --arch gfx942 --model Qwen3-30B-A3B --kernel moe_gate_up --batch 12
     """
+    import logging
+
     from ...cache.lookup import Lookup
     from ...kernels_triton.registry import spec_of
     from ...search_spaces.config import Config
@@ -65,7 +67,10 @@ def explain(
         )  # fmt: skip
     except (WorkloadError, ModelError) as error:
         raise click.UsageError(str(error)) from None
+    logging.getLogger("paiton").addHandler(logging.NullHandler())  # what the lookup would log is printed here
     with Lookup.open(database_path_of(database), shipped=shipped_paths()) as lookup:
+        for line in lookup.skipped:
+            click.echo(f"left out: {line}", err=True)
         for item in items:
             spec = spec_of(kernel)
             explanation = lookup.explain(cell_of(item.problem, target, spec))

@@ -227,3 +227,14 @@ def test_explain_over_shipped_files(run: Run, database: Path, tmp_path: Path, mo
     line = "autotune run --arch gfx942 --device MI300X --model Qwen3-30B-A3B --kernel moe_down --batch-sizes 1024"
     assert f"  tune it   {line}\n" in run.out
     assert run(*line.split()[1:], "--dry-run") == 0, run.err
+
+
+def test_doctor_checks_shipped_files(run: Run, database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped, broken = tmp_path / "shipped.db", tmp_path / "broken.db"
+    assert run("export", "--out", shipped) == 0
+    broken.write_bytes(shipped.read_bytes()[:5000])
+    monkeypatch.setenv("PAITON_DB", os.pathsep.join(map(str, (database, shipped, broken))))
+    found = {each["text"]: each["is_sound"] for each in run.json("doctor") if each["check"] == "shipped database"}
+    assert found.pop(f"{shipped}: 3 answers") is True
+    ((text, is_sound),) = found.items()
+    assert text.startswith(f"{broken} is damaged") and not is_sound

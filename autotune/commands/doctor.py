@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from .options import database_option, database_path_of, json_option
+from .options import database_option, database_path_of, json_option, shipped_paths
 
 KNOWN_VARIABLES = ("PAITON_DB", "PAITON_LOG", "PAITON_TEST_GPU", "PAITON_PEER_CONFIGS")
 
@@ -79,6 +79,7 @@ def _findings(path: Path) -> Iterator[Finding]:
     yield _gpu()
     yield from _variables(os.environ)
     yield _database(path)
+    yield from _shipped()
 
 
 def _packages() -> Iterator[Finding]:
@@ -132,12 +133,28 @@ def _variables(environ: os._Environ[str]) -> Iterator[Finding]:
         )
 
 
+def _shipped() -> Iterator[Finding]:
+    """The files under the user's database, each read as a stranger's."""
+    from ...cache.errors import StoreError
+    from ...cache.manifest import read_answers
+
+    for path in shipped_paths():
+        try:
+            yield Finding("shipped database", True, f"{path}: {len(read_answers(path))} answers")
+        except StoreError as error:
+            yield Finding("shipped database", False, str(error))
+
+
 def _database(path: Path) -> Finding:
     from collections import Counter
 
     from ...cache.errors import StoreError
+    from ...cache.filesystem import network_filesystem
     from ...cache.store import ConfigStore
 
+    kind = network_filesystem(path)
+    if kind is not None:
+        return Finding("database", False, f"{path} is on a network file system ({kind}): it can be read, not written")
     if not path.exists():
         return Finding("database", True, f"{path} does not exist yet; the first run makes it")
     try:

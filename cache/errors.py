@@ -78,6 +78,8 @@ _SQLITE_WORDS: tuple[tuple[str, type[StoreError], str], ...] = (
     ("is locked", DatabaseLocked, _LOCKED),
     ("not a database", NotADatabase, _FOREIGN),
     ("malformed", CorruptDatabase, _DAMAGED),
+    ("could not decode", CorruptDatabase, _DAMAGED),
+    ("too big", CorruptDatabase, _DAMAGED),
     ("unsupported file format", CorruptDatabase, _DAMAGED),
     ("no such ", CorruptDatabase, _DAMAGED),
     ("unable to open", Unwritable, _CLOSED),
@@ -92,7 +94,9 @@ def from_sqlite(error: BaseException, path: Path | str) -> StoreError | None:
         return RowRefused(f"row refused by {shown(path)}: {error}")
     if not isinstance(error, sqlite3.DatabaseError) or isinstance(error, sqlite3.ProgrammingError):
         return None
-    detail = " ".join(str(error).split())
+    detail = " ".join(str(error).split())[:200]  # SQLite quotes damaged values whole
+    if not detail.isprintable():
+        detail = ascii(detail)
     for words, kind, message in _SQLITE_WORDS:
         if words in detail.lower():
             return kind(message.format(path=shown(path), detail=detail))
@@ -114,6 +118,8 @@ def translated(path: Path | str) -> Iterator[None]:
         yield
     except OSError as error:
         raise from_os(error, path) from error
+    except UnicodeDecodeError as error:  # sqlite3 decodes SQLite's own message, which may quote damaged bytes
+        raise CorruptDatabase(_DAMAGED.format(path=shown(path), detail="text that is not UTF-8")) from error
     except sqlite3.Error as error:
         known = from_sqlite(error, path)
         if known is None:

@@ -25,12 +25,11 @@ META = (("format", "paiton tuned configs"), ("lowest_reader", "1"))
 def write_shipped(rows: Iterable[TunedRow], path: Path) -> int:
     """Write `rows` as a shipped database at `path`, atomically; returns their number.
 
-    Raises RowRefused for two rows of one cell and compiler, Unwritable, DiskFull; a file already at `path` is then
-    untouched.
+    Raises RowRefused for two rows of one cell and compiler, Unwritable (also for a file at `path` that is no shipped
+    database), DiskFull; a file already at `path` is then untouched.
     """
-    if path.is_dir():
-        raise Unwritable(f"{shown(path)} is a folder; name a file in it")
     with translated(path):
+        _check_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         os.close(handle)
@@ -44,6 +43,25 @@ def write_shipped(rows: Iterable[TunedRow], path: Path) -> int:
         finally:
             temporary.unlink(missing_ok=True)
     return count
+
+
+def _check_replaceable(path: Path) -> None:
+    """A slip of the keyboard must not cost a database with all its trials, or any other file."""
+    if path.is_dir():
+        raise Unwritable(f"{shown(path)} is a folder; name a file in it")
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+    try:
+        (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+        names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    except sqlite3.DatabaseError:
+        application_id, names = 0, set()
+    finally:
+        connection.close()
+    if application_id != APPLICATION_ID or "trial" in names:
+        what = "a working database with its trials" if "trial" in names else "no database of Paiton"
+        raise Unwritable(f"{shown(path)} exists and is {what}; name a new file")
 
 
 def _fill(path: Path, rows: list[TunedRow]) -> int:

@@ -24,7 +24,7 @@ from .connection import connect
 from .errors import CorruptDatabase, DatabaseMissing, StoreError, shown, translated
 from .hint import run_line
 from .key import Cell, compiler_digest
-from .records import ENV_COLUMNS, SOURCE_COLUMNS, tuned_row
+from .records import ENV_COLUMNS, SOURCE_COLUMNS, row_digest, tuned_row
 from .rows import Label, TunedRow
 
 MAX_LOG2_DISTANCE = 1.0
@@ -164,6 +164,7 @@ class Lookup:
         self._layers = [_Layer(*layer) for layer in layers]
         self._compiler = compiler
         self._max_ratio = 2.0**max_log2_distance
+        self._beyond_range = False
         self._known: dict[Cell, _Known] = {}
         self._missed: set[tuple[str, ...]] = set()
         self._lock = threading.Lock()
@@ -176,12 +177,14 @@ class Lookup:
         shipped: Iterable[str | os.PathLike[str]] = (),
         compiler: bytes | None = None,
         max_log2_distance: float = MAX_LOG2_DISTANCE,
+        beyond_range: bool = False,
     ) -> Lookup:
         """Open for reading; no file is changed and nothing is created beside a shipped one.
 
         `shipped` files (see location.shipped_databases) are opened as immutable: they may only ever be replaced by a
         rename. Beside them a file that is missing or cannot be read is left out with one line in the log of `paiton`;
-        `path` alone raises StoreError as ConfigStore.open does.
+        `path` alone raises StoreError as ConfigStore.open does. `beyond_range` lets the nearest bucket also serve a
+        batch outside the range that was tuned, within the same distance.
         """
         user, others = Path(path), [Path(each) for each in shipped]
         layers: list[tuple[Path, sqlite3.Connection, bool]] = []
@@ -197,7 +200,9 @@ class Lookup:
                 continue
             connection.row_factory = sqlite3.Row
             layers.append((where, connection, where is not user))
-        return cls(user, layers, compiler, max_log2_distance, tuple(skipped))
+        lookup = cls(user, layers, compiler, max_log2_distance, tuple(skipped))
+        lookup._beyond_range = beyond_range
+        return lookup
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -256,7 +261,7 @@ class Lookup:
 
     def _rows(self, layer: _Layer, sql: str, values: Any) -> list[TunedRow]:
         try:
-            return [tuned_row(dict(found)) for found in self._ask(layer, sql, values)]
+            return [_checked(dict(found)) for found in self._ask(layer, sql, values)]
         except CorruptDatabase as error:
             self._drop(layer, error)
             return []
@@ -326,7 +331,7 @@ class Lookup:
         covered = [
             other
             for other in stored
-            if _covers((s.batch for s in stored if s.device == other.device), cell.batch)
+            if (self._beyond_range or _covers((s.batch for s in stored if s.device == other.device), cell.batch))
             and _ratio(other, cell) <= self._max_ratio
         ]
         if not covered:
@@ -376,6 +381,14 @@ class Lookup:
         else:
             verdict = "another problem"
         return Considered(row=row, differs=differs, verdict=verdict, database=path)
+
+
+def _checked(values: dict[str, Any]) -> TunedRow:
+    """The row, if its digests are those of its content: a flipped bit in a file must not become a config."""
+    row = tuned_row(values)
+    if values["key"] != row.cell.key or values["row_digest"] != row_digest(row):
+        raise CorruptDatabase(f"row for {row.cell} of table tuned is damaged: its digests do not match")
+    return row
 
 
 def _ratio(a: Cell, b: Cell) -> float:

@@ -74,6 +74,15 @@ def test_distance_is_configurable(path: Path, build: Any) -> None:
         assert lookup.find(build.cell(batch=63)).tier is Tier.DEFAULT
 
 
+def test_beyond_the_tuned_range_only_when_said(path: Path, build: Any) -> None:
+    filled(path, *(build.estimated(build.cell(batch=b)) for b in (4, 8)))
+    with Lookup.open(path) as lookup, Lookup.open(path, beyond_range=True) as wide:
+        for asked, served in ((3, 4), (2, 4), (12, 8), (16, 8), (1, None), (17, None)):
+            assert lookup.find(build.cell(batch=asked)).tier is Tier.DEFAULT
+            row = wide.find(build.cell(batch=asked)).row
+            assert (row.cell.batch if row else None) == served
+
+
 def test_other_device_of_the_same_arch(path: Path, build: Any) -> None:
     theirs = [
         build.estimated(build.cell(device="MI325X", batch=8)),

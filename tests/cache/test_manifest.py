@@ -95,13 +95,25 @@ def test_a_name_with_a_folder_is_refused(release: Path, name: str) -> None:
         read_manifest(path)
 
 
-def test_a_damaged_manifest_is_refused_or_finds_a_fault(release: Path) -> None:
+def _flip(data: bytearray, source: random.Random) -> None:
+    data[source.randrange(len(data))] ^= 1 << source.randrange(8)
+
+
+def _swap(data: bytearray, source: random.Random) -> None:
+    """A digit for a digit, a letter for a letter: what stays a well-formed manifest."""
+    at = source.choice([at for at, byte in enumerate(data) if chr(byte).isalnum()])
+    alike = "0123456789" if chr(data[at]).isdigit() else "abcdef"
+    data[at] = ord(source.choice([each for each in alike if ord(each) != data[at]]))
+
+
+@pytest.mark.parametrize("damage", [_flip, _swap])
+def test_a_damaged_manifest_is_refused_or_finds_a_fault(release: Path, damage: Any) -> None:
     path = release / "manifest.json"
     original = path.read_bytes()
     source = random.Random(1)
     for _ in range(1000):
         damaged = bytearray(original)
-        damaged[source.randrange(len(original))] ^= 1 << source.randrange(8)
+        damage(damaged, source)
         path.write_bytes(damaged)
         try:
             found = faults(read_manifest(path), release)

@@ -179,3 +179,15 @@ def test_a_shipped_file_replaces_another_by_rename_or_not_at_all(tmp_path: Path,
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(Unwritable, match="is a folder"):
         write_shipped([], tmp_path)
+
+
+def test_only_a_shipped_file_is_replaced(tmp_path: Path, store: ConfigStore, build: Any) -> None:
+    store.put_tuned(build.estimated())
+    (tmp_path / "notes.txt").write_text("mine" * 500)
+    (tmp_path / "empty.db").touch()
+    for path, why in ((store.path, "a working database with its trials"), (tmp_path / "notes.txt", "no database of")):
+        before = path.read_bytes()
+        with pytest.raises(Unwritable, match=why):
+            write_shipped([build.measured()], path)
+        assert path.read_bytes() == before
+    assert write_shipped([build.measured()], tmp_path / "empty.db") == 1

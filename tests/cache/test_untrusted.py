@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from paiton.cache.errors import StoreError
 from paiton.cache.export import write_shipped
 from paiton.cache.formats.peer_file import Peer, PeerFile, PeerName
 from paiton.cache.formats.peer_rows import rows_of
+from paiton.cache.lookup import Lookup
 from paiton.cache.rows import OURS, Candidate, Label, Source, TunedRow
 from paiton.cache.store import ConfigStore
 from paiton.cache.untrusted import Limits, Refused, as_prior, attributed, check_rows, read_untrusted
@@ -252,6 +254,23 @@ def test_damaged_files_are_refused_or_harmless(
     original = shipped.read_bytes()
     refused, harmless = _outcomes(original, tmp_path / "damaged.db", damage(original, 1000), rows)
     assert refused > 200 and refused + harmless > 500
+
+
+@pytest.mark.parametrize("damage", [_random_damage, _guided_damage])
+def test_a_damaged_file_is_never_served(shipped: Path, rows: list[TunedRow], tmp_path: Path, damage: Any) -> None:
+    """Also where nobody verified it: as a layer under the user's file, what answers is a row that was written."""
+    original, path = shipped.read_bytes(), tmp_path / "layer.db"
+    answered = 0
+    for data in damage(original, 300):
+        path.write_bytes(data)
+        with Lookup.open(tmp_path / "none.db", shipped=[path]) as lookup:
+            try:
+                found = [lookup.find(row.cell).row for row in rows]
+            except StoreError:
+                continue
+        assert all(got in (None, row) for got, row in zip(found, rows, strict=True))
+        answered += all(found)
+    assert answered > 30
 
 
 def test_a_strangers_word_is_a_prior_with_its_origin(rows: list[TunedRow]) -> None:

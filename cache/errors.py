@@ -82,6 +82,8 @@ _SQLITE_WORDS: tuple[tuple[str, type[StoreError], str], ...] = (
     ("too big", CorruptDatabase, _DAMAGED),
     ("unsupported file format", CorruptDatabase, _DAMAGED),
     ("no such ", CorruptDatabase, _DAMAGED),
+    ("already exists", CorruptDatabase, _DAMAGED),
+    ("has no column", CorruptDatabase, _DAMAGED),
     ("unable to open", Unwritable, _CLOSED),
     ("readonly database", Unwritable, _READ_ONLY),
     ("disk i/o error", DiskFailure, _BROKEN),

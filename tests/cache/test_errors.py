@@ -246,3 +246,23 @@ def test_unprintable_path_stays_one_line(tmp_path: Path) -> None:
     with pytest.raises(errors.DatabaseMissing) as caught:
         Lookup.open(tmp_path / "two\nlines.db")
     assert "\n" not in str(caught.value) and r"two\nlines.db" in str(caught.value)
+
+
+def test_a_header_that_lies_about_its_schema(path: Path, build: Any) -> None:
+    with ConfigStore.open(path) as store:
+        store.put_tuned(build.estimated())
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("PRAGMA user_version=0")
+    connection.close()
+    with pytest.raises(errors.CorruptDatabase, match="already exists"):
+        ConfigStore.open(path)
+
+
+def test_a_column_of_another_name(path: Path, build: Any) -> None:
+    with ConfigStore.open(path) as store:
+        store.put_tuned(build.estimated())
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("ALTER TABLE tuned RENAME COLUMN score TO scope")
+    connection.close()
+    with ConfigStore.open(path) as store, pytest.raises(errors.CorruptDatabase, match="has no column|no such column"):
+        store.put_tuned(build.measured())

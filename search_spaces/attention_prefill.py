@@ -31,7 +31,7 @@ def _choices(problem: AttentionPrefillProblem, device: Device) -> Choices:
         "BLOCK_N": BLOCK_N_CHOICES,
         "num_warps": WARP_CHOICES,
         "num_stages": stages,
-        **vendor_knobs(device, has_dot=True),
+        **vendor_knobs(device, has_dot=True, limits_registers=False),
     }
 
 
@@ -84,7 +84,7 @@ def _default(problem: AttentionPrefillProblem, device: Device) -> Config:
     warps = max(1, min(4 if device.arch.is_amd else 8, block_m // MIN_ROWS))
     config = Config.of(BLOCK_M=block_m, BLOCK_N=block_n, num_warps=warps, num_stages=1)
     if not device.arch.is_amd:
-        return config.replace(num_stages=3 if row_bytes <= 256 else 2 if row_bytes <= 512 else 1, maxnreg=0)
+        return config.replace(num_stages=3 if row_bytes <= 256 else 2 if row_bytes <= 512 else 1)
     config = config.replace(waves_per_eu=2, matrix_instr_nonkdim=16)
     return config.replace(kpack=1) if device.arch.allows_kpack else config
 

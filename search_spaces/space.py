@@ -232,12 +232,13 @@ def _union(values: tuple[Value, ...], extra: tuple[Value, ...]) -> tuple[Value, 
     return (*values, *(value for value in extra if value not in values))
 
 
-def vendor_knobs(device: Device, *, has_dot: bool) -> Choices:
+def vendor_knobs(device: Device, *, has_dot: bool, limits_registers: bool = True) -> Choices:
     """The compiler knobs of the device's vendor.
 
     AMD: waves_per_eu (0 = compiler decides); with a dot also matrix_instr_nonkdim (16 or 32 wide MFMA) and, where the
     backend honours it, kpack (gfx950 forces 1 with a warning: Triton backends/amd/compiler.py).
-    NVIDIA: with a dot maxnreg, registers per thread (0 = ptxas decides; 128 lets two programs of 8 warps share an SM).
+    NVIDIA: with a dot maxnreg, registers per thread (0 = ptxas decides; 128 lets two programs of 8 warps share an SM),
+    unless `limits_registers` is false: accumulators of wgmma cannot be spilled, ptxas then refuses to compile (C7602).
     num_ctas is not offered: none of our kernels splits its work over a cluster, and more than one CTA per program is
     fragile in Triton 3.6 and 3.7.
     """
@@ -248,7 +249,7 @@ def vendor_knobs(device: Device, *, has_dot: bool) -> Choices:
             if device.arch.allows_kpack:
                 knobs["kpack"] = (1, 2)
         return knobs
-    return {"maxnreg": (0, 128)} if has_dot else {}
+    return {"maxnreg": (0, 128)} if has_dot and limits_registers else {}
 
 
 def _is_power_of_two(values: npt.NDArray[Any]) -> Mask:
@@ -267,6 +268,15 @@ def _threads_fit(columns: Columns, problem: Problem, device: Device) -> Mask:
     return np.asarray(columns["num_warps"] * device.arch.wave_size <= device.arch.max_threads_per_program, np.bool_)
 
 
+def _accumulators_fit(columns: Columns, problem: Problem, device: Device) -> Mask:
+    limit = columns.get("maxnreg")
+    if limit is None or "BLOCK_M" not in columns:
+        return np.ones(len(columns["num_warps"]), np.bool_)
+    # Two accumulator tiles (gate and up) at most; half of the registers stay for operands and addresses.
+    held = 2 * columns["BLOCK_M"] * columns["BLOCK_N"] / (columns["num_warps"] * device.arch.wave_size)
+    return np.asarray((limit == 0) | (held <= limit / 2), np.bool_)
+
+
 def _shared_memory_fits(columns: Columns, problem: Problem, device: Device) -> Mask:
     needed = shared_bytes_estimate(problem.kernel, problem, device, columns)
     return np.asarray(needed <= device.arch.shared_limit_bytes, np.bool_)
@@ -275,5 +285,6 @@ def _shared_memory_fits(columns: Columns, problem: Problem, device: Device) -> M
 GENERAL_CONSTRAINTS = (
     Constraint("block sizes and num_warps must be powers of two (tl.arange)", _powers_of_two),
     Constraint("num_warps x wave size must not pass the threads of one program", _threads_fit),
+    Constraint("accumulators must leave half of maxnreg free (wgmma cannot spill them)", _accumulators_fit),
 )
 FITS_SHARED_MEMORY = Constraint("the tiles must fit the chip's shared memory (LDS)", _shared_memory_fits)

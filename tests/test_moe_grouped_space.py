@@ -45,7 +45,7 @@ def test_every_rule_rejects_something_and_says_why() -> None:
         ("gfx942", 32, SHARD_OF_8, "bf16"), ("gfx942", 4096, QWEN3_30B, "bf16"), ("sm_90", 256, QWEN3_30B, "fp32"),
     ):  # fmt: skip
         seen |= {reason for reason, _ in MOE_GROUPED.enumerate(problem_of(batch, dims, dtype), resolve(arch)).rejected}
-    assert seen == {constraint.reason for constraint in (*CONSTRAINTS, FITS_SHARED_MEMORY)}
+    assert seen >= {constraint.reason for constraint in (*CONSTRAINTS, FITS_SHARED_MEMORY)}
 
 
 def test_a_fault_is_a_sentence() -> None:

@@ -140,6 +140,6 @@ def test_meta_plan_allocates_a_workspace_only_with_a_split() -> None:
 
 def test_illegal_config_names_its_reasons() -> None:
     problem = LINEAR.problem(dtype="bf16", batch=4, n=2048, k=4096, bias=0, residual=0)
-    config = Config.of(DOT=1, BLOCK_M=4, BLOCK_N=8, BLOCK_K=1024, SPLIT_K=1, num_warps=4, num_stages=3)
+    config = Config.of(DOT=1, BLOCK_M=4, BLOCK_N=8, BLOCK_K=1024, SPLIT_K=1, num_warps=4, num_stages=3, maxnreg=0)
     faults = " ".join(LINEAR.faults(config, problem, resolve("sm_90")))
     assert "16 rows or more" in faults and "16 columns or more" in faults and "512 deep" in faults

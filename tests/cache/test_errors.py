@@ -264,5 +264,5 @@ def test_a_column_of_another_name(path: Path, build: Any) -> None:
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("ALTER TABLE tuned RENAME COLUMN score TO scope")
     connection.close()
-    with ConfigStore.open(path) as store, pytest.raises(errors.CorruptDatabase, match="has no column|no such column"):
+    with ConfigStore.open(path) as store, pytest.raises(errors.CorruptDatabase, match=r"has no column|no such column"):
         store.put_tuned(build.measured())

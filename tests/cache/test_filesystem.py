@@ -16,7 +16,7 @@ from paiton.cache.store import ConfigStore
 MOUNTS = r"""
 22 1 8:1 / / rw,relatime - ext4 /dev/sda1 rw
 23 22 0:21 / /home rw,relatime shared:1 - nfs4 server:/home rw
-24 23 0:22 / /home/local\040disk rw - xfs /dev/sdb1 rw
+24 23 0:22 / /home/u/local\040disk rw - xfs /dev/sdb1 rw
 25 22 0:23 / /share/s rw - fuse.sshfs a@b: rw
 26 22 0:24 / /covered rw - nfs server:/old rw
 27 22 0:25 / /covered rw - ext4 /dev/sdc1 rw
@@ -28,7 +28,7 @@ broken line
     ("path", "kind"),
     [
         ("/a/paiton.db", None), ("/home/u/paiton.db", "nfs4"), ("/home", "nfs4"), ("/homes/u.db", None),
-        ("/home/local disk/p.db", None), ("/share/s/deep/er/p.db", "fuse.sshfs"), ("/covered/p.db", None),
+        ("/home/u/local disk/p.db", None), ("/share/s/deep/er/p.db", "fuse.sshfs"), ("/covered/p.db", None),
     ],
 )  # fmt: skip
 def test_the_mount_that_holds_a_path(path: str, kind: str | None) -> None:

@@ -53,9 +53,7 @@ def test_rounds_as_hugging_face(block: int) -> None:
 
     Not shown in bf16: the interpreter of Triton 3.7 truncates where it converts to bf16.
     """
-    x, weight, eps = RMS_NORM_SPEC.make_inputs(
-        problem_of(RMS_NORM_SPEC, 700, 4, "fp16"), torch_device="cpu", seed=2
-    )
+    x, weight, eps = RMS_NORM_SPEC.make_inputs(problem_of(RMS_NORM_SPEC, 700, 4, "fp16"), torch_device="cpu", seed=2)
     actual = rms_norm(x, weight, eps, config=Config.of(BLOCK_H=block, num_warps=1), device=DEVICE)
     wide = x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)
     twice, once = weight * wide.to(x.dtype), (weight.float() * wide).to(x.dtype)

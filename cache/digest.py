@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import Any
 
 from .checks import MAX_JSON_CHARS, canonical
 from .errors import RowRefused
 from .key import Cell, Environment
+from .records import CELL_COLUMNS, ENV_COLUMNS, SOURCE_COLUMNS
 from .rows import Candidate, Label, Source, TunedRow
 
 _NUMBERS = ("us_median", "us_p10", "us_p90", "samples", "us_default", "score", "score_default")
@@ -27,13 +28,13 @@ def line_of(row: TunedRow) -> str:
     return canonical(
         {
             **{name: getattr(row, name) for name in _PLAIN},
-            "cell": asdict(row.cell),
+            "cell": {name: getattr(row.cell, name) for name in CELL_COLUMNS},
             "config": _object(row.config_json),
             "label": row.label.name.lower(),
             "shortlist": [[_object(each.config_json), each.score] for each in row.shortlist],
             "facts": _object(row.facts_json),
-            "env": asdict(row.env),
-            "source": asdict(row.source),
+            "env": {name: getattr(row.env, name) for name in ENV_COLUMNS},
+            "source": {name: getattr(row.source, name) for name in SOURCE_COLUMNS},
         }
     )
 

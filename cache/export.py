@@ -11,6 +11,7 @@ import os
 import sqlite3
 import tempfile
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 from .connection import APPLICATION_ID, SCHEMA
@@ -76,13 +77,14 @@ def _fill(path: Path, rows: list[TunedRow]) -> int:
         for statement in SHIPPED_TABLES:
             connection.execute(statement)
         connection.executemany("INSERT INTO meta VALUES (?, ?)", META)
-        env_ids = _insert_shared(connection, "env", [env_columns(row.env) for row in rows])
-        source_ids = _insert_shared(connection, "source", [source_columns(row.source) for row in rows])
+        env_of, source_of = cache(env_columns), cache(source_columns)
+        env_ids = _insert_shared(connection, "env", [env_of(row.env) for row in rows])
+        source_ids = _insert_shared(connection, "source", [source_of(row.source) for row in rows])
         columns = [
             {
                 **tuned_columns(row),
-                "env": env_ids[env_columns(row.env)["digest"]],
-                "source": source_ids[source_columns(row.source)["digest"]],
+                "env": env_ids[env_of(row.env)["digest"]],
+                "source": source_ids[source_of(row.source)["digest"]],
             }
             for row in rows
         ]

@@ -47,7 +47,7 @@ class Cell:
     @cached_property
     def key(self) -> bytes:
         """16-byte BLAKE2b of all fields in declared order: the primary key in the database."""
-        text = _SEPARATOR.join(str(value) for value in astuple(self))
+        text = _SEPARATOR.join(str(getattr(self, name)) for name in _CELL_FIELDS)
         return hashlib.blake2b(text.encode(), digest_size=16, person=b"paiton.cell").digest()
 
     def differs(self, other: Cell) -> tuple[str, ...]:
@@ -56,6 +56,9 @@ class Cell:
 
     def __str__(self) -> str:
         return f"{self.kernel} {self.signature} {self.dtype} batch {self.batch} on {self.arch} {self.device}"
+
+
+_CELL_FIELDS = tuple(f.name for f in fields(Cell))
 
 
 @dataclass(frozen=True, kw_only=True)

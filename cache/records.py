@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import Any
 
 from .checks import canonical
@@ -45,17 +45,23 @@ _TUNED_PLAIN = (
 Columns = dict[str, Any]
 
 
+def _plain(value: object, names: tuple[str, ...]) -> Columns:
+    """The fields of a flat dataclass; dataclasses.asdict copies each deeply and took most of a merge's time."""
+    return {name: getattr(value, name) for name in names}
+
+
 def cell_columns(cell: Cell) -> Columns:
-    return {"key": cell.key, **asdict(cell)}
+    return {"key": cell.key, **_plain(cell, CELL_COLUMNS)}
 
 
 def env_columns(env: Environment) -> Columns:
-    return {"digest": env.digest, **asdict(env)}
+    return {"digest": env.digest, **_plain(env, ENV_COLUMNS)}
 
 
 def source_columns(source: Source) -> Columns:
-    digest = hashlib.blake2b(canonical(asdict(source)).encode(), digest_size=16, person=b"paiton.source").digest()
-    return {"digest": digest, **asdict(source)}
+    columns = _plain(source, SOURCE_COLUMNS)
+    digest = hashlib.blake2b(canonical(columns).encode(), digest_size=16, person=b"paiton.source").digest()
+    return {"digest": digest, **columns}
 
 
 def tuned_columns(row: TunedRow) -> Columns:
@@ -80,13 +86,13 @@ def row_digest(row: TunedRow) -> bytes:
     """
     content = {
         **{name: getattr(row, name) for name in _TUNED_PLAIN},
-        "cell": asdict(row.cell),
+        "cell": _plain(row.cell, CELL_COLUMNS),
         "config": row.config_json,
         "label": int(row.label),
         "shortlist": [[entry.config_json, entry.score] for entry in row.shortlist],
         "facts": row.facts_json,
-        "env": asdict(row.env),
-        "source": asdict(row.source),
+        "env": _plain(row.env, ENV_COLUMNS),
+        "source": _plain(row.source, SOURCE_COLUMNS),
     }
     return hashlib.blake2b(canonical(content).encode(), digest_size=16, person=b"paiton.row").digest()
 

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from .connection import APPLICATION_ID, SCHEMA
 from .declared import config_faults
 from .errors import CorruptDatabase, RowRefused, StoreError, shown
 from .migrations import SHIPPED_TABLES, statements
-from .records import ENV_COLUMNS, SOURCE_COLUMNS, env_columns, source_columns, tuned_columns, tuned_row
+from .records import ENV_COLUMNS, SOURCE_COLUMNS, source_columns, tuned_columns, tuned_row
 from .rows import OURS, Label, Source, TunedRow
 
 _MAGIC = b"SQLite format 3\x00"
@@ -185,11 +186,12 @@ def _read_rows(connection: sqlite3.Connection, path: Path, limits: Limits, deadl
     if count > limits.rows:
         raise Refused(f"{shown(path)} has {count} rows, at most {limits.rows} are accepted")
     rows = []
+    source_digest = cache(lambda source: source_columns(source)["digest"])
     for values in connection.execute(_ROWS):
         if time.monotonic() > deadline:
             raise Refused(f"{shown(path)}: not read within {limits.seconds:g} s")
         try:
-            rows.append(_checked(dict(values)))
+            rows.append(_checked(dict(values), source_digest))
         except (CorruptDatabase, RowRefused) as error:
             raise Refused(f"{shown(path)}: {_one_line(error)}") from None
     if len(rows) != count:
@@ -197,13 +199,13 @@ def _read_rows(connection: sqlite3.Connection, path: Path, limits: Limits, deadl
     return rows
 
 
-def _checked(values: dict[str, Any]) -> TunedRow:
+def _checked(values: dict[str, Any], source_digest: Callable[[Source], bytes]) -> TunedRow:
     """The row, if these are to the bit the columns that we would write for it."""
     row = tuned_row(values)
     ours = {
         **tuned_columns(row),
-        "env_digest": env_columns(row.env)["digest"],
-        "source_digest": source_columns(row.source)["digest"],
+        "env_digest": row.env.digest,
+        "source_digest": source_digest(row.source),
     }
     for name, value in ours.items():
         if type(values[name]) is not type(value) or values[name] != value:

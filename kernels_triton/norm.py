@@ -87,14 +87,11 @@ def _check_rows(name: str, tensor: torch.Tensor, like: torch.Tensor) -> None:
 def _check_weight(weight: torch.Tensor, x: torch.Tensor) -> None:
     if weight.shape != x.shape[1:] or weight.dtype != x.dtype or not weight.is_contiguous():
         raise ValueError(
-            f"weight is {tuple(weight.shape)} {weight.dtype}, "
-            f"expected contiguous {tuple(x.shape[1:])} {x.dtype}"
+            f"weight is {tuple(weight.shape)} {weight.dtype}, expected contiguous {tuple(x.shape[1:])} {x.dtype}"
         )
 
 
-def plan_rms_norm(
-    x: torch.Tensor, weight: torch.Tensor, eps: float = EPS, *, config: Config, device: Device
-) -> Plan:
+def plan_rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float = EPS, *, config: Config, device: Device) -> Plan:
     """Plan of `rms_norm`. Raises ValueError for shapes, dtypes or strides the kernel cannot take."""
     _check_rows("x", x, x)
     _check_weight(weight, x)

@@ -49,9 +49,7 @@ def _registers_fit(columns: Columns, problem: NormProblem, device: Device) -> Ma
 CONSTRAINTS = (
     Constraint("a block of columns must not pass the row by a power of two or more", _block_needed),
     Constraint("each thread must have at least one 16-byte load of a step", _loads_are_wide),
-    Constraint(
-        f"a thread must not hold more than {MAX_ELEMENTS_PER_THREAD} elements of a step", _registers_fit
-    ),
+    Constraint(f"a thread must not hold more than {MAX_ELEMENTS_PER_THREAD} elements of a step", _registers_fit),
 )
 
 

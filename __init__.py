@@ -7,13 +7,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .autotune.tune import tune
+    from .autotune.api import tune
     from .cache.store import ConfigStore
 
 __version__ = "0.1.0"
 __all__ = ["ConfigStore", "__version__", "tune"]
 
-_HOME_OF = {"ConfigStore": "cache.store", "tune": "autotune.tune"}
+_HOME_OF = {"ConfigStore": "cache.store", "tune": "autotune.api"}
 
 
 def __getattr__(name: str) -> Any:

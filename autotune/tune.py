@@ -1,4 +1,4 @@
-"""`tune`: the whole job of `autotune run` as a function: database, workers, objective, run."""
+"""A request carried out: database, workers, objective, run."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class TuneOutcome:
     env: Environment
 
 
-def tune(request: TuneRequest, progress: Progress) -> TuneOutcome:
+def run_request(request: TuneRequest, progress: Progress) -> TuneOutcome:
     """Tune. Raises StoreError for a database that cannot be used, WorkerFailed for a broken installation."""
     with ConfigStore.open(request.database) as store:
         if request.measures:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import database_option, database_path_of, integer_list, json_option, seconds
+from .options import database_option, integer_list, json_option, seconds
 
 if TYPE_CHECKING:
     from ..tune import TuneRequest
@@ -92,7 +90,7 @@ def run(**options: Any) -> int:
       autotune run --arch sm_90 --model Qwen3-32B --kernel linear --batch-sizes 1,8
     """
     from ..report_run import print_dry_run, print_json, print_summary
-    from ..tune import tune
+    from ..tune import run_request
 
     request = _request(options)
     if options["dry_run"]:
@@ -100,7 +98,7 @@ def run(**options: Any) -> int:
         return 0
     progress = _progress(options["as_json"])
     with progress as shown:
-        outcome = tune(request, shown)
+        outcome = run_request(request, shown)
     if options["as_json"]:
         print_json(outcome)
     else:
@@ -111,72 +109,43 @@ def run(**options: Any) -> int:
 
 
 def _request(options: dict[str, Any]) -> TuneRequest:
+    """The request of the command line; what it cannot mean is a usage error that names the option."""
+    from ...search_spaces.arch import UnknownArch, UnknownDevice
     from ...search_spaces.model_spec import ModelError
-    from ...search_spaces.registry import UnknownKernel
-    from ...search_spaces.workload import DECODE_BATCH_SIZES, PREFILL_LENGTHS, WorkloadError, problems
-    from ..space_file import SpaceFileError, check_parameters, read_space_file
-    from ..tune import TuneRequest
-    from .options import model_of
+    from ...search_spaces.workload import WorkloadError
+    from ..request import NoGpu, make_request
+    from ..space_file import SpaceFileError
 
     try:
-        extra = read_space_file(Path(options["space_file"])) if options["space_file"] else {}
-    except SpaceFileError as error:
-        raise click.BadParameter(str(error), param_hint="--space") from None
-    model = model_of(options["model"])
-    device, is_present = _target(options["arch"], options["device"])
-    measures = is_present and not options["estimate"]
-    # Batch sizes alone ask for decode alone, prompt lengths alone for prefill alone.
-    batches, lengths = options["batch_sizes"], options["prefill_lengths"]
-    nothing_named = batches is None and lengths is None
-    try:
-        items = problems(
-            model,
-            batch_sizes=DECODE_BATCH_SIZES if nothing_named else batches or (),
-            prefill_lengths=PREFILL_LENGTHS if nothing_named else lengths or (),
+        return make_request(
+            options["model"],
+            arch=options["arch"],
+            device=options["device"],
+            kernels=options["kernels"],
+            batch_sizes=options["batch_sizes"],
+            prefill_lengths=options["prefill_lengths"],
+            context=options["context"],
             dtype=options["dtype"],
             tp=options["tp"],
-            context=options["context"],
-            kernels=options["kernels"] or None,
+            trials=options["trials"],
+            budget_s=options["budget"],
+            jobs=options["jobs"],
+            timeout_s=options["timeout"],
+            seed=options["seed"],
+            resume=options["resume"],
+            estimate=options["estimate"],
+            space_file=options["space_file"],
+            database=options["database"],
         )
-    except (WorkloadError, ModelError, UnknownKernel) as error:
-        raise click.UsageError(str(error)) from None
-    try:
-        check_parameters(extra, [item.problem for item in items], device)
     except SpaceFileError as error:
         raise click.BadParameter(str(error), param_hint="--space") from None
-    return TuneRequest(
-        device=device,
-        model=model.name,
-        items=items,
-        measures=measures,
-        trials=options["trials"] or (80 if measures else 16),
-        budget_s=options["budget"],
-        jobs=options["jobs"] or len(os.sched_getaffinity(0)),
-        timeout_s=options["timeout"],
-        seed=options["seed"],
-        resume=options["resume"],
-        database=database_path_of(options["database"]),
-        extra_choices=extra,
-    )
-
-
-def _target(arch: str | None, product: str | None) -> tuple[Any, bool]:
-    """The device to tune for, and whether this machine has it."""
-    from ..local_gpu import find_local_gpu
-    from .options import device_of
-
-    if arch is None and product is not None:
-        arch = product
-    local = find_local_gpu()
-    if arch is None:
-        if local is None:
-            raise click.UsageError(
-                "this machine has no GPU that torch can see: name the one to tune for, for example --arch gfx942 "
-                "(`autotune archs` lists them)"
-            )
-        return local.device, True
-    device = device_of(arch, product)
-    return device, local is not None and local.device == device
+    except (UnknownArch, UnknownDevice) as error:
+        hint = "--device" if isinstance(error, UnknownDevice) and options["device"] else "--arch"
+        raise click.BadParameter(str(error), param_hint=hint) from None
+    except ModelError as error:
+        raise click.BadParameter(str(error), param_hint="--model") from None
+    except (WorkloadError, NoGpu) as error:
+        raise click.UsageError(str(error)) from None
 
 
 def _progress(as_json: bool) -> Any:

@@ -117,6 +117,7 @@ def _print_json(explanation: Explanation, config: Config, line: str) -> None:
 def _print_text(explanation: Explanation, problem: Problem, device: Device, config: Config, line: str) -> None:
     from ...search_spaces.model.estimate import explain_us
     from ...search_spaces.registry import space_of
+    from ...search_spaces.roofline import hbm_floor_us
     from ..answers import gain
 
     answer = explanation.answer
@@ -148,6 +149,10 @@ def _print_text(explanation: Explanation, problem: Problem, device: Device, conf
     )
     for reason, count in sorted(feasible.rejected, key=lambda each: -each[1])[:8]:
         click.echo(f"            {count:7d}  {reason}")
+    floor = hbm_floor_us(problem, device)
+    click.echo(
+        f"  roofline  {floor:.3g} us at {device.name}'s published peaks: no kernel that reads from memory is faster"
+    )
     click.echo(
         "  model     terms of the static model for this config, in microseconds unless said (never a measured time):"
     )

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ..chip import Device
-from ..work import Work
 from .attention import (
     attention_registers,
     decode_launches,
@@ -46,8 +45,8 @@ from .norm import norm_launches, router_launches
 from .physics import Timing
 
 __all__ = [
-    "MODEL_VERSION", "CompileFacts", "UnmodelledKernel", "bound_of", "estimate_us", "explain_us", "hbm_floor_us",
-    "likely_spills", "roofline_us", "shared_bytes_estimate",
+    "MODEL_VERSION", "CompileFacts", "UnmodelledKernel", "bound_of", "estimate_us", "explain_us",
+    "likely_spills", "shared_bytes_estimate",
 ]  # fmt: skip
 
 _Launches = Callable[[Any, Candidates], dict[str, Timing]]
@@ -120,19 +119,6 @@ def explain_us(
 def bound_of(parts: Mapping[str, float], launch: str) -> str:
     """Which of the overlapping bounds of a launch is the largest: the name of a term of `explain_us`."""
     return max(_BOUNDS, key=lambda term: parts[f"{launch}.{term}"])
-
-
-def roofline_us(work: Work, device: Device, dtype: str) -> float:
-    """The least time for work: published bandwidth or published peak of the dtype, the longer one."""
-    peak = device.peak_tflops.get(dtype, device.peak_tflops["fp32"])
-    return max(work.bytes / (device.hbm_gbps * 1e3), work.flops / (peak * 1e6))
-
-
-def hbm_floor_us(problem: Any, device: Device) -> float:
-    """Roofline time of a problem of the registry: no kernel that reads its data from HBM can be faster."""
-    from ..registry import space_of
-
-    return roofline_us(space_of(problem.kernel).work(problem), device, problem.dtype)
 
 
 def shared_bytes_estimate(kernel: str, problem: Any, device: Device, columns: Columns) -> Array:

@@ -19,14 +19,13 @@ from paiton.search_spaces.model.estimate import (
     bound_of,
     estimate_us,
     explain_us,
-    hbm_floor_us,
     likely_spills,
-    roofline_us,
     shared_bytes_estimate,
 )
 from paiton.search_spaces.model.facts import CompileFacts
 from paiton.search_spaces.problem import Problem
 from paiton.search_spaces.registry import KERNEL_NAMES, space_of
+from paiton.search_spaces.roofline import hbm_floor_us, roofline_us
 from paiton.search_spaces.space import columns_of_config
 from paiton.search_spaces.work import Work
 

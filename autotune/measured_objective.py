@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -93,7 +94,7 @@ class MeasuredObjective:
         if row.us is None or row.model_version != MEASURE_VERSION:
             return None
         self._note(problem, row.us)
-        return Evaluation(config, TrialState.OK, row.us, facts, row.samples_us)
+        return Evaluation(config, TrialState.OK, row.us, facts, row.samples_us, conditions=row.worker)
 
     def confirm(self, problem: Problem, ranked: Sequence[Evaluation], default: Config) -> list[Evaluation]:
         """The best few and the default, timed again in turn; their new medians replace the old ones."""
@@ -106,7 +107,7 @@ class MeasuredObjective:
         if answer.state is not TrialState.OK or "rounds" not in answer.reply:
             return finalists
         return [
-            Evaluation(each.config, TrialState.OK, center(times), each.facts, tuple(times))
+            replace(each, value=center(times), samples_us=tuple(times))
             for each, times in zip(finalists, answer.reply["rounds"], strict=True)
         ]
 
@@ -124,7 +125,8 @@ class MeasuredObjective:
         facts = CompileFacts.from_json(reply["facts"]) if reply.get("facts") else None
         value = center(reply["samples"])
         self._note(problem, value)
-        return Evaluation(config, TrialState.OK, value, facts, tuple(reply["samples"]))
+        times = tuple(reply["samples"])
+        return Evaluation(config, TrialState.OK, value, facts, times, conditions=reply.get("policy", ""))
 
     def _note(self, problem: Problem, us: float) -> None:
         self._best_us[problem] = min(us, self._best_us.get(problem, us))

@@ -24,7 +24,7 @@ class Evaluation:
     """What came of trying a config. `value` is what the search minimises, None for a failure.
 
     Estimated: `value` is the model's relative score. Measured: `value` is the median in microseconds and `samples_us`
-    holds the raw times.
+    holds the raw times, `conditions` the state of the cache and how many copies of the inputs were in rotation.
     """
 
     config: Config
@@ -33,6 +33,7 @@ class Evaluation:
     facts: CompileFacts | None = None
     samples_us: tuple[float, ...] = ()
     error: str = ""
+    conditions: str = ""
 
 
 class Objective(Protocol):

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..cache.key import Cell, Environment, compiler_digest
 from ..cache.rows import Candidate, Label, RunId, RunStatus, TrialRow, TunedRow
@@ -201,6 +201,7 @@ class Tuner:
                 error=each.error,
                 facts_json=each.facts.json() if each.facts else None,
                 model_version=self._objective.model_version,
+                worker=each.conditions,
             )
             for each in fresh
         ]
@@ -231,7 +232,7 @@ class Tuner:
         return TunedRow(
             cell=cell,
             label=self._objective.label,
-            env=self._env,
+            env=_with_conditions(self._env, answer.conditions),
             config_json=None if is_default else best.config.json(),
             us_median=answer.value if is_measured else None,
             us_p10=low,
@@ -252,6 +253,10 @@ class Tuner:
             return "no config ran: " + ", ".join(f"{count} {state}" for state, count in states.most_common())
         config = tile(Config.from_json(row.config_json)) if row.config_json else "the default"
         return f"{config}, {len(result.evaluations)} of {result.feasible_count} configs tried"
+
+
+def _with_conditions(env: Environment, conditions: str) -> Environment:
+    return replace(env, policy=f"{env.policy}; {conditions}") if conditions else env
 
 
 def quantiles_of(samples_us: Sequence[float]) -> tuple[float | None, float | None]:

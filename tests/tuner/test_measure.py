@@ -372,6 +372,15 @@ def test_the_finalists_and_the_default_are_timed_again(norm: Any) -> None:
     ]
 
 
+def test_the_conditions_of_a_time_reach_the_row_and_come_back(norm: Any) -> None:
+    reply = Answer(None, TrialState.OK, 1.0, {"samples": [5.0], "policy": "graph replay, L2 cold: 3 input sets"})
+    objective = MeasuredObjective(RecordedBench({CONFIGS[0].json(): reply}))
+    (found,) = objective.evaluate(spec_of("rms_norm"), norm(1), CONFIGS[:1])
+    assert found.conditions == "graph replay, L2 cold: 3 input sets"
+    recalled = objective.recall(norm(1), _trial(CONFIGS[0], worker=found.conditions))
+    assert recalled is not None and recalled.conditions == found.conditions
+
+
 def test_a_failed_second_look_leaves_the_first(norm: Any) -> None:
     ranked = [Evaluation(config, TrialState.OK, float(n), samples_us=(1.0,)) for n, config in enumerate(CONFIGS[:3], 1)]
     for answer in (

@@ -50,8 +50,8 @@ class CellSearch:
         self._tried = np.zeros(len(feasible), np.bool_)
         self._values: dict[int, float | None] = {}
         self._seeds = list(dict.fromkeys(seeds))
-        startup = max(10, len(self._seeds))
-        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)
+        # Random until the first round is told. The seeds fill it, so that TPE has the second round already.
+        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=ROUND)
         self._study = optuna.create_study(sampler=sampler)
         self._running: dict[int, optuna.trial.Trial] = {}
 

@@ -129,8 +129,8 @@ class TrialRow:
     """One finished trial: what was tried (`params_json`), how it ended, and the value the sampler was told.
 
     `us` is the measured time, None unless measured; `told` is always finite, for failed trials the penalty,
-    so that a resumed run shows its sampler exactly what the interrupted one saw. `run` and `no` are filled in
-    when read back.
+    so that a resumed run shows its sampler exactly what the interrupted one saw. `worker` says under which
+    conditions a time was taken. `run` and `no` are filled in when read back.
     """
 
     cell: Cell

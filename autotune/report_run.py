@@ -40,16 +40,14 @@ def _table(outcome: TuneOutcome) -> Table:
     request = outcome.request
     caption = f"{request.model} on {request.device.name} ({request.device.arch.name}), {request.items[0].problem.dtype}"
     table = Table(title=caption, title_justify="left", box=None, pad_edge=False)
-    for heading in (
-        "kernel",
-        "problem",
-        "tokens",
-        "best at the smallest",
-        "best at the largest",
-        "configs",
-        "against the default",
-    ):
-        table.add_column(heading, overflow="fold")
+    label = label_word(outcome.summary.rows)
+    table.add_column("kernel", no_wrap=True)
+    table.add_column("problem", overflow="fold")
+    table.add_column("tokens", no_wrap=True)
+    table.add_column("best for the fewest tokens", overflow="fold")
+    table.add_column("best for the most", overflow="fold")
+    table.add_column("distinct", justify="right")
+    table.add_column(f"{label}, against the default", overflow="fold")
     shapes: dict[tuple[str, str], list[TunedRow]] = {}
     for row in outcome.summary.rows:
         shapes.setdefault((row.cell.kernel, row.cell.signature), []).append(row)
@@ -60,7 +58,7 @@ def _table(outcome: TuneOutcome) -> Table:
         table.add_row(
             kernel, signature.replace(",", " "), batch_ranges([row.cell.batch for row in rows]),
             _best(rows[0]), _best(rows[-1]), str(len({row.config_json for row in rows})),
-            f"{label_word(rows)} {spread}",
+            spread,
         )  # fmt: skip
     return table
 

@@ -11,16 +11,14 @@ _BLOCKS = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "BLOCK_H", "BLOCK_T")
 
 
 def tile(config: Config) -> str:
-    """The part of a config that a person wants to see first: `expert 16x64x256, 4 warps`."""
-    form = f"{config['FORM']} " if "FORM" in config else ""
-    blocks = "x".join(str(config[name]) for name in _BLOCKS if name in config)
-    split = "".join(
-        f", {word} {config[name]}"
-        for name, word in (("SPLIT_K", "split"), ("SPLITS", "splits"))
-        if config.get(name, 1) != 1
-    )
-    stages = f", {config['num_stages']} stages" if config.get("num_stages", 1) != 1 else ""
-    return f"{form}{blocks}, {config['num_warps']} warps{stages}{split}"
+    """The part of a config that a person wants to see first: `expert 16x64x256 w4 s2`, with w warps and s stages."""
+    words = [str(config["FORM"])] if "FORM" in config else []
+    words.append("x".join(str(config[name]) for name in _BLOCKS if name in config))
+    words.append(f"w{config['num_warps']}")
+    for name, word in (("num_stages", "s"), ("SPLIT_K", "split"), ("SPLITS", "splits")):
+        if config.get(name, 1) != 1:
+            words.append(f"{word}{config[name]}")
+    return " ".join(words)
 
 
 def gain(row: TunedRow) -> float | None:

@@ -23,6 +23,7 @@ def print_summary(outcome: TuneOutcome) -> None:
     console = make_console()
     if summary.rows:
         console.print(_table(outcome))
+        console.print("w warps, s pipeline stages; gain: the default's score over the best config's", style="dim")
     console.print(_honesty(request, summary.rows), highlight=False)
     for line in _facts(outcome):
         console.print(line, highlight=False, markup=False)
@@ -42,25 +43,32 @@ def _table(outcome: TuneOutcome) -> Table:
     table = Table(title=caption, title_justify="left", box=None, pad_edge=False)
     label = label_word(outcome.summary.rows)
     table.add_column("kernel", no_wrap=True)
-    table.add_column("problem", overflow="fold")
+    table.add_column("shape", overflow="fold")
     table.add_column("tokens", no_wrap=True)
-    table.add_column("best for the fewest tokens", overflow="fold")
-    table.add_column("best for the most", overflow="fold")
+    table.add_column("best, fewest tokens", overflow="fold")
+    table.add_column("best, most tokens", overflow="fold")
     table.add_column("distinct", justify="right")
-    table.add_column(f"{label}, against the default", overflow="fold")
+    table.add_column(f"gain ({label})", no_wrap=True)
     shapes: dict[tuple[str, str], list[TunedRow]] = {}
     for row in outcome.summary.rows:
         shapes.setdefault((row.cell.kernel, row.cell.signature), []).append(row)
     for (kernel, signature), rows in shapes.items():
         rows.sort(key=lambda row: row.cell.batch)
         gains = [value for value in map(gain, rows) if value is not None]
-        spread = f"{min(gains):.2f}x to {max(gains):.2f}x" if gains else "-"
+        spread = f"{min(gains):.2f} to {max(gains):.2f} x" if gains else "-"
         table.add_row(
-            kernel, signature.replace(",", " "), batch_ranges([row.cell.batch for row in rows]),
+            kernel, _told_apart(signature, [s for k, s in shapes if k == kernel]),
+            batch_ranges([row.cell.batch for row in rows]),
             _best(rows[0]), _best(rows[-1]), str(len({row.config_json for row in rows})),
             spread,
         )  # fmt: skip
     return table
+
+
+def _told_apart(signature: str, signatures: Sequence[str]) -> str:
+    """The dimensions in which a kernel's shapes differ; nothing where it has one shape."""
+    common = set.intersection(*(set(each.split(",")) for each in signatures))
+    return " ".join(dim for dim in signature.split(",") if dim not in common)
 
 
 def _best(row: TunedRow) -> str:

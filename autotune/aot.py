@@ -141,6 +141,22 @@ def compile_unit(unit: CompileUnit) -> Any:
         fn=unit.fn,
         signature=dict(unit.signature),
         constexprs=dict(unit.constants),
-        attrs={(position,): [list(fact) for fact in facts] for position, facts in unit.attributes},
+        attrs=_as_the_jit_writes(unit),
     )
     return triton.compile(source, target=target_of(unit.device), options=dict(unit.options))
+
+
+def _as_the_jit_writes(unit: CompileUnit) -> dict[tuple[int], list[list[Any]]]:
+    """The attributes in the very form of Triton's JIT, whose text is part of the key of Triton's cache.
+
+    An argument that could be specialised and is not, a constant included, has an empty list; one that never is (a
+    float, a truth value, an argument of `do_not_specialize`) has none (Triton runtime/jit.py, JITFunction._pack_args).
+    Without the empty lists the binary is the same, but a launch does not find it.
+    """
+    facts = dict(unit.attributes)
+    never = _unspecialised(unit.fn)
+    return {
+        (position,): [list(fact) for fact in facts.get(position, ())]
+        for position, (name, kind) in enumerate(unit.signature)
+        if kind == "constexpr" or position in facts or (kind not in ("fp32", "u1") and name not in never)
+    }

@@ -20,6 +20,7 @@ from .commands.models import models
 from .commands.run import run
 from .commands.show import show
 from .commands.verify import verify
+from .commands.warmup import warmup
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -41,7 +42,7 @@ def cli() -> None:
 
 SHARING = (export, import_answers, merge, diff, verify, lint)
 
-for command in (run, show, explain, archs, models, doctor, *SHARING):
+for command in (run, show, explain, warmup, archs, models, doctor, *SHARING):
     cli.add_command(command)
 
 

@@ -10,6 +10,7 @@ from types import TracebackType
 
 from ..cache.rows import TrialState
 from ..search_spaces.model.facts import CompileFacts
+from .compile_worker import KEEP_CACHE
 from .worker_pool import WALL_FACTOR, Answer, Job, WorkerPool
 
 
@@ -40,16 +41,23 @@ class CompileOutcome:
     seconds: float
     facts: CompileFacts | None = None
     error: str = ""
+    was_cached: bool = False
+    """Whether Triton's own cache had the binary; a pool that keeps no binaries never finds one."""
 
 
 class CompilePool:
-    """Compile workers; `timeout_s` bounds one compile. Use it as a context manager."""
+    """Compile workers; `timeout_s` bounds one compile. Use it as a context manager.
 
-    def __init__(self, *, workers: int, timeout_s: float) -> None:
+    With `keeps_binaries` the binaries stay in Triton's own cache for the launches to come, and the facts of an outcome
+    are only its shared memory; otherwise facts are all that is left of a compile.
+    """
+
+    def __init__(self, *, workers: int, timeout_s: float, keeps_binaries: bool = False) -> None:
+        options = (KEEP_CACHE,) if keeps_binaries else ()
         self._pool = WorkerPool(
             workers=workers,
             timeout_s=timeout_s,
-            command=(sys.executable, "-m", f"{__package__}.compile_worker", str(WALL_FACTOR * timeout_s)),
+            command=(sys.executable, "-m", f"{__package__}.compile_worker", str(WALL_FACTOR * timeout_s), *options),
             environment={name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"},
         )
 
@@ -72,4 +80,5 @@ def _outcome(answer: Answer) -> CompileOutcome:
     seconds = float(answer.reply["cpu_seconds"])
     if "error" in answer.reply:
         return CompileOutcome(answer.tag, TrialState.COMPILE_ERROR, seconds, error=answer.reply["error"])
-    return CompileOutcome(answer.tag, TrialState.OK, seconds, CompileFacts.from_json(answer.reply["facts"]))
+    facts = CompileFacts.from_json(answer.reply["facts"])
+    return CompileOutcome(answer.tag, TrialState.OK, seconds, facts, was_cached=bool(answer.reply.get("was_cached")))

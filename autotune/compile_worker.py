@@ -1,7 +1,8 @@
 """A compile worker: a process of its own that reads jobs and writes outcomes, one JSON line each, until its input ends.
 
-Started as `python -m paiton.autotune.compile_worker LIMIT_S`. A compiler that hangs or crashes takes this process
-with it and nothing else. Standard output is kept for the outcomes: whatever a compiler prints goes to standard error.
+Started as `python -m paiton.autotune.compile_worker LIMIT_S [--keep-cache]`. A compiler that hangs or crashes takes
+this process with it and nothing else. Standard output is kept for the outcomes: whatever a compiler prints goes to
+standard error. With `--keep-cache` binaries stay in Triton's own cache, where a launch finds them; else none stays.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import tempfile
 from typing import Any, TextIO
 
+KEEP_CACHE = "--keep-cache"
 GRACE_S = 30.0
 """The driver ends a job at its limit. A driver that was killed cannot: then an alarm does, this much later."""
 
@@ -25,12 +27,16 @@ def main() -> None:
     os.nice(5)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.environ.pop("TRITON_INTERPRET", None)
+    limit_s = float(sys.argv[1])
+    if KEEP_CACHE in sys.argv[2:]:
+        _serve(sys.stdin, outcomes, None, limit_s)
+        return
     with tempfile.TemporaryDirectory(prefix="paiton-compile-") as cache:
         os.environ["TRITON_CACHE_DIR"] = cache
-        _serve(sys.stdin, outcomes, cache, float(sys.argv[1]))
+        _serve(sys.stdin, outcomes, cache, limit_s)
 
 
-def _serve(jobs: TextIO, outcomes: TextIO, cache: str, limit_s: float) -> None:
+def _serve(jobs: TextIO, outcomes: TextIO, private_cache: str | None, limit_s: float) -> None:
     from .compile_job import (
         run_job,  # imports torch and triton, which takes seconds: after the process is set up
     )
@@ -40,12 +46,13 @@ def _serve(jobs: TextIO, outcomes: TextIO, cache: str, limit_s: float) -> None:
         before = _cpu_seconds()
         # Without a handler the signal ends the process, even inside a compiler that never returns to Python.
         signal.setitimer(signal.ITIMER_REAL, limit_s + GRACE_S)
-        answer = run_job(json.loads(line))
+        answer = run_job(json.loads(line), keeps_binary=private_cache is None)
         signal.setitimer(signal.ITIMER_REAL, 0)
         answer["cpu_seconds"] = _cpu_seconds() - before
         answer["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         _write(outcomes, answer)
-        _empty(cache)
+        if private_cache is not None:
+            _empty(private_cache)
 
 
 def _cpu_seconds() -> float:

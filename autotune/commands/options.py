@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -90,3 +91,67 @@ def model_of(text: str) -> ModelSpec:
         return load_model(text, resolve_hub=resolve_hub)
     except ModelError as error:
         raise click.BadParameter(str(error), param_hint="--model") from None
+
+
+def workload_options(function: F) -> F:
+    """What to work on: GPU, model, kernels, batch sizes, prompt lengths, context, dtype and tensor-parallel degree."""
+    options = (
+        click.option("--arch", help="GPU: gfx942, sm_90, MI325X, ... Default: the GPU of this machine."),
+        click.option("--device", help="Product where an architecture has several: gfx942 alone means MI300X."),
+        click.option("--model", required=True, help="Built-in name, path of a config.json or its folder, or a hub id."),
+        click.option("--kernel", "kernels", multiple=True, metavar="NAME", help="Only this kernel; repeat for more."),
+        click.option(
+            "--batch-sizes",
+            metavar="N,N,...",
+            callback=integer_list,
+            default=None,
+            help="Decode batch sizes. [default: 1,2,4,8,16,24,32,64,128,256]",
+        ),
+        click.option(
+            "--prefill-lengths",
+            metavar="N,N,...",
+            callback=integer_list,
+            default=None,
+            help="Prompt lengths. [default: 512,1024,2048,4096,8192]",
+        ),
+        click.option(
+            "--context",
+            type=click.IntRange(1),
+            default=4096,
+            show_default=True,
+            help="Cached tokens per sequence in decode.",
+        ),
+        click.option("--dtype", default="bf16", show_default=True, help="Element type: bf16, fp16 or fp32."),
+        click.option(
+            "--tp",
+            type=click.IntRange(1),
+            default=1,
+            show_default=True,
+            help="Tensor-parallel degree: the shapes of one rank.",
+        ),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@contextlib.contextmanager
+def usage_errors(device: str | None) -> Iterator[None]:
+    """What a request cannot mean becomes a usage error that names the option; `device` is the value of `--device`."""
+    from ...search_spaces.arch import UnknownArch, UnknownDevice
+    from ...search_spaces.model_spec import ModelError
+    from ...search_spaces.workload import WorkloadError
+    from ..request import NoGpu
+    from ..space_file import SpaceFileError
+
+    try:
+        yield
+    except SpaceFileError as error:
+        raise click.BadParameter(str(error), param_hint="--space") from None
+    except (UnknownArch, UnknownDevice) as error:
+        hint = "--device" if isinstance(error, UnknownDevice) and device else "--arch"
+        raise click.BadParameter(str(error), param_hint=hint) from None
+    except ModelError as error:
+        raise click.BadParameter(str(error), param_hint="--model") from None
+    except (WorkloadError, NoGpu) as error:
+        raise click.UsageError(str(error)) from None

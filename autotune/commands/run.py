@@ -7,46 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import database_option, integer_list, json_option, seconds
+from .options import database_option, json_option, seconds, usage_errors, workload_options
 
 if TYPE_CHECKING:
     from ..tune import TuneRequest
 
 
 @click.command(short_help="Tune a model's kernels for a GPU and store the answers.")
-@click.option("--arch", help="GPU to tune for: gfx942, sm_90, MI325X, ... Default: the GPU of this machine.")
-@click.option("--device", help="Product where an architecture has several: gfx942 alone means MI300X.")
-@click.option("--model", required=True, help="Built-in name, path of a config.json or its folder, or a hub id.")
-@click.option("--kernel", "kernels", multiple=True, metavar="NAME", help="Only this kernel; repeat for more.")
-@click.option(
-    "--batch-sizes",
-    metavar="N,N,...",
-    callback=integer_list,
-    default=None,
-    help="Decode batch sizes. [default: 1,2,4,8,16,24,32,64,128,256]",
-)
-@click.option(
-    "--prefill-lengths",
-    metavar="N,N,...",
-    callback=integer_list,
-    default=None,
-    help="Prompt lengths. [default: 512,1024,2048,4096,8192]",
-)
-@click.option(
-    "--context",
-    type=click.IntRange(1),
-    default=4096,
-    show_default=True,
-    help="Cached tokens per sequence in decode.",
-)
-@click.option("--dtype", default="bf16", show_default=True, help="Element type: bf16, fp16 or fp32.")
-@click.option(
-    "--tp",
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    help="Tensor-parallel degree: tune one rank's shard.",
-)
+@workload_options
 @click.option(
     "--trials",
     type=click.IntRange(1),
@@ -109,14 +77,10 @@ def run(**options: Any) -> int:
 
 
 def _request(options: dict[str, Any]) -> TuneRequest:
-    """The request of the command line; what it cannot mean is a usage error that names the option."""
-    from ...search_spaces.arch import UnknownArch, UnknownDevice
-    from ...search_spaces.model_spec import ModelError
-    from ...search_spaces.workload import WorkloadError
-    from ..request import NoGpu, make_request
-    from ..space_file import SpaceFileError
+    """The request of the command line. Raises a usage error for what it cannot mean."""
+    from ..request import make_request
 
-    try:
+    with usage_errors(options["device"]):
         return make_request(
             options["model"],
             arch=options["arch"],
@@ -137,15 +101,6 @@ def _request(options: dict[str, Any]) -> TuneRequest:
             space_file=options["space_file"],
             database=options["database"],
         )
-    except SpaceFileError as error:
-        raise click.BadParameter(str(error), param_hint="--space") from None
-    except (UnknownArch, UnknownDevice) as error:
-        hint = "--device" if isinstance(error, UnknownDevice) and options["device"] else "--arch"
-        raise click.BadParameter(str(error), param_hint=hint) from None
-    except ModelError as error:
-        raise click.BadParameter(str(error), param_hint="--model") from None
-    except (WorkloadError, NoGpu) as error:
-        raise click.UsageError(str(error)) from None
 
 
 def _progress(as_json: bool) -> Any:

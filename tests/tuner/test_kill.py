@@ -170,7 +170,7 @@ def test_a_compiler_that_hangs_does_not_outlive_a_killed_driver() -> None:
     code = (
         "import ctypes, sys\n"
         "from paiton.autotune import compile_job, compile_worker\n"
-        "compile_job.run_job = lambda job: ctypes.PyDLL(None).sleep(600)\n"
+        "compile_job.run_job = lambda job, **options: ctypes.PyDLL(None).sleep(600)\n"
         "compile_worker.GRACE_S = 0.2\n"
         "compile_worker.main()\n"
     )

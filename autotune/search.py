@@ -50,8 +50,8 @@ class CellSearch:
         self._tried = np.zeros(len(feasible), np.bool_)
         self._values: dict[int, float | None] = {}
         self._seeds = list(dict.fromkeys(seeds))
-        # After the seeds a share of uniform exploration, then TPE. With 16 trials a cell, TPE right after the first round
-        # was no better (Qwen3-30B-A3B on MI300X, 138 cells: 3 better, 2 worse, one of them by 19 %).
+        # After the seeds a share of uniform exploration, then TPE. With 16 trials a cell, TPE right after the first
+        # round was no better (Qwen3-30B-A3B on MI300X, 138 cells: 3 better, 2 worse, one of them by 19 %).
         sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(10, len(self._seeds)))
         self._study = optuna.create_study(sampler=sampler)
         self._running: dict[int, optuna.trial.Trial] = {}

@@ -10,23 +10,19 @@ from __future__ import annotations
 import json
 import os
 import resource
-import signal
 import sys
 import tempfile
-from typing import Any, TextIO
+from typing import TextIO
+
+from .worker_process import GRACE_S, alarm_after, take_output, write_line
 
 KEEP_CACHE = "--keep-cache"
-GRACE_S = 30.0
-"""The driver ends a job at its limit. A driver that was killed cannot: then an alarm does, this much later."""
 
 
 def main() -> None:
     """Serve jobs from standard input."""
-    outcomes = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+    outcomes = take_output()
     os.nice(5)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.environ.pop("TRITON_INTERPRET", None)
     limit_s = float(sys.argv[1])
     if KEEP_CACHE in sys.argv[2:]:
         _serve(sys.stdin, outcomes, None, limit_s)
@@ -37,20 +33,17 @@ def main() -> None:
 
 
 def _serve(jobs: TextIO, outcomes: TextIO, private_cache: str | None, limit_s: float) -> None:
-    from .compile_job import (
-        run_job,  # imports torch and triton, which takes seconds: after the process is set up
-    )
+    # Imports torch and triton, which takes seconds: after the process is set up.
+    from .compile_job import run_job
 
-    _write(outcomes, {"ready": True})
+    write_line(outcomes, {"ready": True})
     for line in jobs:
         before = _cpu_seconds()
-        # Without a handler the signal ends the process, even inside a compiler that never returns to Python.
-        signal.setitimer(signal.ITIMER_REAL, limit_s + GRACE_S)
-        answer = run_job(json.loads(line), keeps_binary=private_cache is None)
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        with alarm_after(limit_s + GRACE_S):
+            answer = run_job(json.loads(line), keeps_binary=private_cache is None)
         answer["cpu_seconds"] = _cpu_seconds() - before
         answer["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-        _write(outcomes, answer)
+        write_line(outcomes, answer)
         if private_cache is not None:
             _empty(private_cache)
 
@@ -59,11 +52,6 @@ def _cpu_seconds() -> float:
     """CPU time of this process and of the assemblers it has called."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
-
-
-def _write(outcomes: TextIO, answer: dict[str, Any]) -> None:
-    outcomes.write(json.dumps(answer) + "\n")
-    outcomes.flush()
 
 
 def _empty(folder: str) -> None:

@@ -15,6 +15,7 @@ from ..search_spaces.config import Config
 from ..search_spaces.model.facts import merged
 from .aot import compile_unit, units_of
 from .isa import facts_of
+from .local_gpu import arch_text_of
 from .measure import Clock, GraphClock, cache_plan, sample, sample_interleaved
 from .verify import fault_of, poison
 
@@ -110,10 +111,9 @@ def describe_gpu() -> dict[str, str]:
     from .environment import triton_source_key
 
     properties = torch.cuda.get_device_properties(0)
-    arch_text = getattr(properties, "gcnArchName", None) or f"{properties.major}.{properties.minor}"
     return {
         "gpu": properties.name,
-        "arch_raw": arch_text,
+        "arch_raw": arch_text_of(properties),
         "driver": _driver_version(),
         "toolkit": f"ROCm {torch.version.hip}" if torch.version.hip else f"CUDA {torch.version.cuda}",
         "triton": triton.__version__,

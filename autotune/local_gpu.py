@@ -6,6 +6,7 @@ import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..search_spaces.arch import Device, UnknownArch, UnknownDevice, resolve
 
@@ -33,7 +34,7 @@ def find_local_gpu() -> LocalGpu | None:
     if not torch.cuda.is_available():
         return None
     properties = torch.cuda.get_device_properties(0)
-    arch_text = getattr(properties, "gcnArchName", None) or f"{properties.major}.{properties.minor}"
+    arch_text = arch_text_of(properties)
     for text in (properties.name, arch_text):
         try:
             device = resolve(text)
@@ -41,3 +42,8 @@ def find_local_gpu() -> LocalGpu | None:
             continue
         return LocalGpu(device, properties.name, arch_text)
     return None
+
+
+def arch_text_of(properties: Any) -> str:
+    """What the driver calls the architecture, from torch's device properties: `gfx942:sramecc+:xnack-` or `9.0`."""
+    return getattr(properties, "gcnArchName", None) or f"{properties.major}.{properties.minor}"

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Protocol
 
 MAX_COPIES = 32
 CACHE_FACTOR = 2.0
@@ -44,12 +45,11 @@ def cache_plan(touched_bytes: float, input_bytes: int, last_level_bytes: int) ->
     )
 
 
-class Clock:
+class Clock(Protocol):
     """What can time a graph of calls; the GPU's, or a recorded one in tests."""
 
     def capture(self, calls: Sequence[Callable[[], object]]) -> Callable[[], float]:
         """A function that runs all calls once and returns the time of one call in microseconds."""
-        raise NotImplementedError
 
 
 class GraphClock(Clock):

@@ -52,10 +52,10 @@ class Precompiler:
         keys: dict[Config, list[bytes]] = {}
         jobs: dict[bytes, CompileJob] = {}
         for config in configs:
-            units = units_of(spec.meta_plan(problem, config, self._device), self._device)
-            keys[config] = [unit.key for unit in units]
-            for position, key in enumerate(keys[config]):
-                jobs.setdefault(key, self._job(key, problem, config, position))
+            wanted = jobs_of(spec, problem, config, self._device)
+            keys[config] = [job.key for job in wanted]
+            for job in wanted:
+                jobs.setdefault(job.key, job)
         self._recall(list(jobs))
         missing = [job for key, job in jobs.items() if key not in self._known]
         asked = sum(len(unit_keys) for unit_keys in keys.values())
@@ -64,18 +64,6 @@ class Precompiler:
         for outcome in self._compile_missing(missing):
             self._known[outcome.key] = outcome
         return [self._combined(config, keys[config]) for config in configs]
-
-    def _job(self, key: bytes, problem: Problem, config: Config, unit: int) -> CompileJob:
-        return CompileJob(
-            key,
-            problem.kernel,
-            problem.dtype,
-            problem.batch,
-            problem.signature,
-            config.json(),
-            self._device.name,
-            unit,
-        )
 
     def _recall(self, keys: Sequence[bytes]) -> None:
         unknown = [key for key in keys if key not in self._known]
@@ -108,6 +96,17 @@ class Precompiler:
             if outcome.state is not TrialState.OK:
                 return Compiled(config, outcome.state, None, outcome.error)
         return Compiled(config, TrialState.OK, merged([o.facts for o in outcomes if o.facts is not None]))
+
+
+def jobs_of(spec: KernelSpec, problem: Problem, config: Config, device: Device) -> list[CompileJob]:
+    """The compiles that a config needs on a device, in launch order. Raises what the kernel's plan raises."""
+    text = config.json()
+    return [
+        CompileJob(
+            unit.key, problem.kernel, problem.dtype, problem.batch, problem.signature, text, device.name, position
+        )
+        for position, unit in enumerate(units_of(spec.meta_plan(problem, config, device), device))
+    ]  # fmt: skip
 
 
 def judged(outcome: CompileOutcome, device: Device) -> CompileOutcome:

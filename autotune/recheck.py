@@ -10,9 +10,8 @@ from ..kernels_triton.registry import spec_of
 from ..search_spaces.arch import device_named
 from ..search_spaces.config import Config
 from ..search_spaces.registry import KERNEL_NAMES
-from .aot import units_of
 from .compile_pool import CompileJob, CompilePool
-from .precompile import judged
+from .precompile import jobs_of, judged
 
 TIMEOUT_S = 120.0
 
@@ -55,17 +54,4 @@ def _jobs(row: TunedRow) -> list[CompileJob]:
     spec, device = spec_of(cell.kernel), device_named(cell.device)
     problem = spec.space.problem_from(cell.signature, cell.dtype, cell.batch)
     assert row.config_json is not None
-    plan = spec.meta_plan(problem, Config.from_json(row.config_json), device)
-    return [
-        CompileJob(
-            unit.key,
-            cell.kernel,
-            cell.dtype,
-            cell.batch,
-            cell.signature,
-            row.config_json,
-            cell.device,
-            position,
-        )
-        for position, unit in enumerate(units_of(plan, device))
-    ]
+    return jobs_of(spec, problem, Config.from_json(row.config_json), device)

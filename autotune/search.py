@@ -46,7 +46,7 @@ class CellSearch:
     def __init__(self, feasible: FeasibleSet, *, seeds: Iterable[int], seed: int) -> None:
         self._feasible = feasible
         self._distributions = _distributions(feasible)
-        self._rows = {tuple(int(rank) for rank in ranks): row for row, ranks in enumerate(feasible.ranks)}
+        self._rows = {tuple(ranks): row for row, ranks in enumerate(feasible.ranks.tolist())}
         self._tried = np.zeros(len(feasible), np.bool_)
         self._values: dict[int, float | None] = {}
         self._seeds = list(dict.fromkeys(seeds))

@@ -14,12 +14,10 @@ from ..cache.rows import TrialState
 from ..kernels_triton.registry import spec_of
 from ..search_spaces.arch import Device
 from ..search_spaces.config import Config
-from ..search_spaces.problem import Problem
 from ..search_spaces.space import EmptySpace
 from ..search_spaces.workload import WorkItem
-from .aot import units_of
 from .compile_pool import CompileJob, CompilePool
-from .precompile import judged
+from .precompile import jobs_of, judged
 from .run import cell_of
 
 TIMEOUT_S = 120.0
@@ -84,7 +82,8 @@ def warm_up(items: Sequence[WorkItem], device: Device, lookup: Lookup, workers: 
             outcome.failures.append(Failure(served, f"no config of it is legal on {device.name}"))
             continue
         try:
-            wanted = _jobs(served.item.problem, served.config, device)
+            problem = served.item.problem
+            wanted = jobs_of(spec_of(problem.kernel), problem, served.config, device)
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # a config that its plan refuses
             outcome.failures.append(Failure(served, f"{type(error).__name__}: {error}"))
             continue
@@ -122,20 +121,3 @@ def _served(item: WorkItem, device: Device, lookup: Lookup) -> Served:
         return Served(item, cell, answer, spec.space.default_config(item.problem, device))
     except EmptySpace:
         return Served(item, cell, answer, None)
-
-
-def _jobs(problem: Problem, config: Config, device: Device) -> list[CompileJob]:
-    plan = spec_of(problem.kernel).meta_plan(problem, config, device)
-    return [
-        CompileJob(
-            unit.key,
-            problem.kernel,
-            problem.dtype,
-            problem.batch,
-            problem.signature,
-            config.json(),
-            device.name,
-            position,
-        )
-        for position, unit in enumerate(units_of(plan, device))
-    ]

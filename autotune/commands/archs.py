@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import click
 
 from .options import json_option
+
+if TYPE_CHECKING:
+    from ...search_spaces.arch import Device
 
 
 @click.command(short_help="List the GPU architectures and devices.")
@@ -23,7 +27,7 @@ def archs(name: str | None, as_json: bool) -> None:
       autotune archs MI300X
       autotune archs gfx942:sramecc+:xnack-
     """
-    from ...search_spaces.arch import Device, known_devices
+    from ...search_spaces.arch import known_devices
     from .options import device_of
 
     if name is not None:
@@ -53,10 +57,7 @@ def archs(name: str | None, as_json: bool) -> None:
     )
 
 
-def _show_one(device: object, as_json: bool) -> None:
-    from ...search_spaces.arch import Device
-
-    assert isinstance(device, Device)
+def _show_one(device: Device, as_json: bool) -> None:
     plain = _plain(device)
     if as_json:
         _echo_json(plain)
@@ -76,10 +77,7 @@ def _show_one(device: object, as_json: bool) -> None:
     make_console().print(table)
 
 
-def _plain(device: object) -> dict[str, object]:
-    from ...search_spaces.arch import Device
-
-    assert isinstance(device, Device)
+def _plain(device: Device) -> dict[str, object]:
     values: dict[str, object] = {}
     for field in dataclasses.fields(device):
         value = getattr(device, field.name)

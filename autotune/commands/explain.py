@@ -157,11 +157,7 @@ def _print_text(explanation: Explanation, problem: Problem, device: Device, conf
         "  model     terms of the static model for this config, in microseconds unless said (never a measured time):"
     )
     for name, value in explain_us(problem, device, config).items():
-        click.echo(
-            f"            {name:24s} {value:.4g}"
-            if isinstance(value, (int, float))
-            else f"            {name:24s} {value}"
-        )
+        click.echo(f"            {name:24s} {value:.4g}")
     others = [each for each in explanation.considered if each.verdict != "served"]
     if others:
         click.echo(f"  rejected  {len(others)} other rows of this kernel, the nearest:")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from ...search_spaces.arch import Device
+    from ...search_spaces.arch import Device, UnknownArch, UnknownDevice
     from ...search_spaces.model_spec import ModelSpec
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -77,8 +77,16 @@ def device_of(arch: str, device: str | None) -> Device:
     try:
         return resolve(arch, device)
     except (UnknownArch, UnknownDevice) as error:
-        hint = "--device" if isinstance(error, UnknownDevice) and device else "--arch"
-        raise click.BadParameter(str(error), param_hint=hint) from None
+        raise _unknown_gpu(error, device) from None
+
+
+def _unknown_gpu(error: UnknownArch | UnknownDevice, device: str | None) -> click.BadParameter:
+    """The usage error, at the option whose value is at fault."""
+    from ...search_spaces.arch import UnknownDevice
+
+    return click.BadParameter(
+        str(error), param_hint="--device" if isinstance(error, UnknownDevice) and device else "--arch"
+    )
 
 
 def model_of(text: str) -> ModelSpec:
@@ -149,8 +157,7 @@ def usage_errors(device: str | None) -> Iterator[None]:
     except SpaceFileError as error:
         raise click.BadParameter(str(error), param_hint="--space") from None
     except (UnknownArch, UnknownDevice) as error:
-        hint = "--device" if isinstance(error, UnknownDevice) and device else "--arch"
-        raise click.BadParameter(str(error), param_hint=hint) from None
+        raise _unknown_gpu(error, device) from None
     except ModelError as error:
         raise click.BadParameter(str(error), param_hint="--model") from None
     except (WorkloadError, NoGpu) as error:

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..cache.answer import Answer, Tier
 from ..cache.key import Cell
-from ..cache.lookup import Answer, Lookup, Tier
+from ..cache.lookup import Lookup
 from ..cache.rows import TrialState
 from ..kernels_triton.registry import spec_of
 from ..search_spaces.arch import Device

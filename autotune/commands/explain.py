@@ -9,7 +9,7 @@ import click
 from .options import database_option, database_path_of, json_option, shipped_paths
 
 if TYPE_CHECKING:
-    from ...cache.lookup import Explanation
+    from ...cache.answer import Explanation
     from ...search_spaces.arch import Device
     from ...search_spaces.config import Config
     from ...search_spaces.problem import Problem

@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
+from paiton.cache.answer import Counts, Tier
 from paiton.cache.errors import CorruptDatabase, DatabaseMissing
 from paiton.cache.export import write_shipped
 from paiton.cache.hint import run_line
 from paiton.cache.location import database_path, shipped_databases
-from paiton.cache.lookup import Counts, Lookup, Tier
+from paiton.cache.lookup import Lookup
 from paiton.cache.rows import Label
 from paiton.cache.store import ConfigStore
 
@@ -89,6 +90,43 @@ def test_a_miss_is_logged_once_with_the_command(user: Path, build: Any, caplog: 
     (record,) = caplog.records
     line = "autotune run --arch gfx942 --device MI300X --model MODEL --kernel moe_down --batch-sizes 1000"
     assert record.getMessage().endswith(f"tune it with: {line}")
+
+
+def test_a_miss_can_be_silent_and_still_counts(user: Path, build: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="paiton"), Lookup.open(user, report_misses=False) as lookup:
+        assert lookup.find(build.cell(batch=1000)).tier is Tier.DEFAULT
+        assert lookup.counts().misses == 1
+    assert caplog.records == []
+
+
+def test_the_problems_of_a_kernel_over_all_files(user: Path, tmp_path: Path, build: Any) -> None:
+    def context(number: int, **values: Any) -> Any:
+        return build.estimated(build.cell(kernel="attention_decode", signature=f"context={number}", **values))
+
+    shipped = tmp_path / "shipped.db"
+    theirs = [context(512), context(512, batch=64), context(4096, device="MI325X"), context(1, kernel_digest="old")]
+    write_shipped([*theirs, context(2, dtype="fp16"), context(3, arch="gfx950", device="MI355X")], shipped)
+    with ConfigStore.open(user) as store:
+        store.put_all_tuned([context(512), context(8192), context(4, kernel_digest="old")])
+    asked = ("attention_decode", "bf16", "gfx942")
+    with Lookup.open(user, shipped=[shipped]) as lookup:
+        found = lookup.signatures(*asked, kernel_digest="d1")
+        assert found == ("context=4096", "context=512", "context=8192")
+        assert lookup.signatures(*asked, kernel_digest="old") == ("context=1", "context=4")
+        assert lookup.signatures(*asked, kernel_digest="other") == ()
+        assert lookup.signatures("none", "bf16", "gfx942", kernel_digest="d1") == ()
+        assert lookup.counts().misses == 0
+    assert lookup.signatures(*asked, kernel_digest="d1") is found  # remembered: the files are closed
+
+
+def test_a_file_that_breaks_is_left_out_of_the_problems_too(user: Path, shipped: Path, build: Any) -> None:
+    asked = ("moe_down", "bf16", "gfx942")
+    with Lookup.open(user, shipped=[shipped]) as lookup:
+        connection = sqlite3.connect(user)
+        connection.execute("DROP TABLE tuned")
+        connection.close()
+        assert lookup.signatures(*asked, kernel_digest="d1") == (build.cell().signature,)
+        assert lookup.paths == (shipped,)
 
 
 def test_the_command_for_a_cell(build: Any) -> None:

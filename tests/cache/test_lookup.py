@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from paiton.cache.answer import Tier
 from paiton.cache.key import Cell, compiler_digest
-from paiton.cache.lookup import Lookup, Tier
+from paiton.cache.lookup import Lookup
 from paiton.cache.rows import Label, TunedRow
 from paiton.cache.store import ConfigStore
 

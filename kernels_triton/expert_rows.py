@@ -1,7 +1,8 @@
 """Expert rows: how an expert's program finds its own (token, expert) pairs without a sort, and routing for tests.
 
 A pair p = token * top_k + choice is one row of work. The expert ids of a token are distinct and lie in 0..experts-1,
-as a top-k router gives them; so an expert has at most one row per token.
+as a top-k router gives them; so an expert has at most one row per token. They are int64 in Hugging Face's models, and
+narrowed to 32 bits as soon as they are loaded, so that comparing and counting them costs what it costs for int32.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ SEARCH_ELEMENTS = 4096
 """Size of the [rows, pairs] comparison in `find_pairs`: 32 registers a thread at 4 warps of 32."""
 
 _MAX_OFFSET = 2**31 - 1
+_ID_TYPES = (torch.int32, torch.int64)
 
 
 @triton.jit
@@ -25,7 +27,8 @@ def count_rows(ids_ptr, num_pairs, expert, CHUNK: tl.constexpr):
     hits = tl.zeros((CHUNK,), tl.int32)
     for start in range(0, num_pairs, CHUNK):
         pair = start + tl.arange(0, CHUNK)
-        hits += (tl.load(ids_ptr + pair, mask=pair < num_pairs, other=-1) == expert).to(tl.int32)
+        ids = tl.load(ids_ptr + pair, mask=pair < num_pairs, other=-1).to(tl.int32)
+        hits += (ids == expert).to(tl.int32)
     return tl.sum(hits, 0)
 
 
@@ -41,7 +44,8 @@ def find_pairs(ids_ptr, num_pairs, expert, first_row, BLOCK_M: tl.constexpr, CHU
     rows_before = 0
     for start in range(0, num_pairs, CHUNK):
         pair = start + tl.arange(0, CHUNK)
-        hit = (tl.load(ids_ptr + pair, mask=pair < num_pairs, other=-1) == expert).to(tl.int32)
+        ids = tl.load(ids_ptr + pair, mask=pair < num_pairs, other=-1).to(tl.int32)
+        hit = (ids == expert).to(tl.int32)
         row = tl.where(hit == 1, rows_before + tl.cumsum(hit, 0) - 1, -1)
         found += tl.sum(tl.where(row[None, :] == slot[:, None], pair[None, :], 0), 1)
         rows_before += tl.sum(hit, 0)
@@ -83,11 +87,11 @@ def row_spans_program(dtype: torch.dtype, config: Config, device: Device) -> boo
 def random_expert_ids(
     batch: int, experts: int, top_k: int, *, torch_device: str, generator: torch.Generator | None
 ) -> torch.Tensor:
-    """[batch, top_k] int32: independent uniform routing, the experts of one token distinct."""
+    """[batch, top_k] int64, as torch.topk gives them: uniform independent routing, the experts of a token distinct."""
     if torch_device == "meta":
-        return torch.empty(batch, top_k, dtype=torch.int32, device="meta")
+        return torch.empty(batch, top_k, dtype=torch.int64, device="meta")
     scores = torch.rand(batch, experts, generator=generator, device=torch_device)
-    return scores.topk(top_k, dim=1).indices.to(torch.int32)
+    return scores.topk(top_k, dim=1).indices
 
 
 def check_experts(rows: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor) -> None:
@@ -98,8 +102,10 @@ def check_experts(rows: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor) 
         raise ValueError(f"rows are {rows.dtype} but expert weights are {weights.dtype}")
     if rows.stride(1) != 1 or weights.stride(2) != 1:
         raise ValueError(f"the last axis must be contiguous; strides are {rows.stride()} and {weights.stride()}")
-    if ids.dim() != 2 or ids.dtype != torch.int32 or not ids.is_contiguous():
-        raise ValueError(f"expert ids must be contiguous int32 [batch, top_k], got {ids.dtype} {tuple(ids.shape)}")
+    if ids.dim() != 2 or ids.dtype not in _ID_TYPES or not ids.is_contiguous():
+        raise ValueError(
+            f"expert ids must be contiguous int32 or int64 [batch, top_k], got {ids.dtype} {tuple(ids.shape)}"
+        )
     if not 1 <= ids.shape[1] <= weights.shape[0]:
         raise ValueError(f"top_k={ids.shape[1]} is outside 1..experts={weights.shape[0]}")
     widest = max(rows.stride(0), weights.shape[1])

@@ -14,10 +14,10 @@ import triton.language as tl
 
 from .launch import Launch
 
-# Pairs one program looks at in one step: 2048 pairs (256 tokens x 8 experts) are one step, and a thread holds 16 ids on
-# NVIDIA, 8 on AMD. Not smaller than the largest block_m, because one store fills the last block's padding.
+# Pairs one program looks at in one step: 4096 pairs (512 tokens x 8 experts) are one step, and a thread holds 8 ids on
+# NVIDIA, 4 on AMD. Not smaller than the largest block_m, because one store fills the last block's padding.
 BLOCK_P = 4096
-NUM_WARPS = 8
+NUM_WARPS = 16
 
 
 @triton.jit(do_not_specialize=["num_pairs"])
@@ -27,7 +27,7 @@ def _moe_count_kernel(ids_ptr, counts_ptr, num_pairs, BLOCK_P: tl.constexpr):
     hits = tl.zeros((BLOCK_P,), tl.int32)
     for start in range(0, num_pairs, BLOCK_P):
         pair = start + tl.arange(0, BLOCK_P)
-        ids = tl.load(ids_ptr + pair, mask=pair < num_pairs, other=-1)
+        ids = tl.load(ids_ptr + pair, mask=pair < num_pairs, other=-1).to(tl.int32)
         hits += (ids == expert).to(tl.int32)
     tl.store(counts_ptr + expert, tl.sum(hits, axis=0))
 
@@ -53,7 +53,7 @@ def _moe_scatter_kernel(
     slot = first_block * block_m
     for start in range(0, num_pairs, BLOCK_P):
         pair = start + steps
-        is_hit = tl.load(ids_ptr + pair, mask=pair < num_pairs, other=-1) == expert
+        is_hit = tl.load(ids_ptr + pair, mask=pair < num_pairs, other=-1).to(tl.int32) == expert
         rank = tl.cumsum(is_hit.to(tl.int32), axis=0) - 1
         tl.store(sorted_pairs_ptr + slot + rank, pair, mask=is_hit)
         slot += tl.sum(is_hit.to(tl.int32), axis=0)
@@ -82,7 +82,7 @@ def max_blocks_of(num_pairs: int, experts: int, block_m: int) -> int:
 
 
 def plan_moe_align(ids: torch.Tensor, *, experts: int, block_m: int) -> Alignment:
-    """Sort ids [tokens, top_k] (contiguous integers). A pair whose id is outside 0..experts-1 is in no block.
+    """Sort ids [tokens, top_k], contiguous integers below 2^31. A pair whose id is outside 0..experts-1 is in no block.
 
     Raises ValueError for a block_m above BLOCK_P.
     """

@@ -132,8 +132,8 @@ def plan_moe_down(
 ) -> Plan:  # fmt: skip
     """Plan of the weighted sum over each token's experts, plus the residual where one is given.
 
-    h [B k, I], w2 [E, H, I], ids [B, k] int32 with distinct experts in each row, weights [B, k] of any float type,
-    residual [B, H] or None; all with a contiguous last axis. Gives out [B, H] in h's dtype. Raises ValueError.
+    h [B k, I], w2 [E, H, I], ids [B, k] int32 or int64 with distinct experts in each row, weights [B, k] of any float
+    type, residual [B, H] or None; all with a contiguous last axis. Gives out [B, H] in h's dtype. Raises ValueError.
     """
     _check(h, w2, ids, weights, residual)
     batch, top_k = ids.shape
@@ -222,7 +222,7 @@ def moe_down_reference(
 def make_moe_down_inputs(
     problem: MoeProblem, *, torch_device: str, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(h, w2, ids, weights, residual) with outputs of order 1, independent uniform routing, fp32 weights."""
+    """(h, w2, ids, weights, residual) with outputs of order 1, independent uniform routing, weights of the dtype."""
     generator = make_generator(torch_device, seed)
     dtype = TORCH_DTYPES[problem.dtype]
     h = random_tensor(
@@ -235,11 +235,12 @@ def make_moe_down_inputs(
     ids = random_expert_ids(
         problem.batch, problem.experts, problem.top_k, torch_device=torch_device, generator=generator
     )
-    logits = random_tensor(
+    weights = random_tensor(
         problem.batch, problem.top_k, dtype=torch.float32, torch_device=torch_device, generator=generator
     )
+    weights = weights.softmax(dim=1).to(dtype)
     residual = random_tensor(problem.batch, problem.hidden, dtype=dtype, torch_device=torch_device, generator=generator)
-    return h, w2, ids, logits.softmax(dim=1), residual
+    return h, w2, ids, weights, residual
 
 
 MOE_DOWN_SPEC = KernelSpec("moe_down", MOE_DOWN, plan_moe_down, moe_down_reference, make_moe_down_inputs)

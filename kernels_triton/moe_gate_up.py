@@ -110,8 +110,8 @@ def _moe_gate_up_expert_kernel(
 def plan_moe_gate_up(x: torch.Tensor, w13: torch.Tensor, ids: torch.Tensor, *, config: Config, device: Device) -> Plan:
     """Plan of h = silu(gate) * up for every (token, expert) pair.
 
-    x [B, H], w13 [E, 2 I, H] with the gate rows first, ids [B, k] int32 with distinct experts in each row; all with a
-    contiguous last axis. Gives h [B k, I] in x's dtype, row p = token * k + choice. Raises ValueError.
+    x [B, H], w13 [E, 2 I, H] with the gate rows first, ids [B, k] int32 or int64 with distinct experts in each row;
+    all with a contiguous last axis. Gives h [B k, I] in x's dtype, row p = token * k + choice. Raises ValueError.
     """
     check_experts(x, w13, ids)
     batch, top_k = ids.shape

@@ -137,7 +137,7 @@ def _moe_sum_kernel(
         total = tl.load(residual_ptr + token * residual_row_stride + column, mask=column_ok, other=0.0).to(tl.float32)
     for choice in tl.static_range(TOP_K):
         pair = token * TOP_K + choice
-        expert = tl.load(ids_ptr + pair)
+        expert = tl.load(ids_ptr + pair).to(tl.int32)
         is_known = (expert >= 0) & (expert < EXPERTS)
         total += tl.load(y_ptr + pair * HIDDEN + column, mask=column_ok & is_known, other=0.0).to(tl.float32)
     tl.store(out_ptr + token * HIDDEN + column, total.to(out_ptr.dtype.element_ty), mask=column_ok)
@@ -290,7 +290,7 @@ def make_moe_grouped_inputs(problem: MoeProblem, *, torch_device: str, seed: int
     w13 = normal(experts, 2 * inter, hidden, scale=hidden**-0.5)
     w2 = normal(experts, hidden, inter, scale=inter**-0.5)
     ids = random_expert_ids(tokens, experts, top_k, torch_device=torch_device, generator=generator)
-    weights = normal(tokens, top_k, dtype=torch.float32).softmax(dim=-1)
+    weights = normal(tokens, top_k, dtype=torch.float32).softmax(dim=-1).to(dtype)
     return x, w13, w2, ids, weights, None
 
 

@@ -48,23 +48,28 @@ def _router_kernel(
         weights = weights / tl.sum(weights, axis=1)[:, None]
     out = token[:, None] * TOP_K + choice[None, :]
     store_ok = token_ok[:, None] & (choice < TOP_K)[None, :]
-    tl.store(weights_ptr + out, weights, mask=store_ok)
-    tl.store(ids_ptr + out, ids, mask=store_ok)
+    tl.store(weights_ptr + out, weights.to(weights_ptr.dtype.element_ty), mask=store_ok)
+    tl.store(ids_ptr + out, ids.to(tl.int64), mask=store_ok)
 
 
-def plan_router(logits: torch.Tensor, top_k: int, renormalize: bool, *, config: Config, device: Device) -> Plan:
+def plan_router(
+    logits: torch.Tensor, top_k: int, renormalize: bool, weights_dtype: torch.dtype | None = None,
+    *, config: Config, device: Device,
+) -> Plan:  # fmt: skip
     """One launch, none without tokens. Shapes and errors as in `router`."""
     if logits.ndim != 2:
         raise ValueError(f"logits have the shape {tuple(logits.shape)}, expected [tokens, experts]")
     tokens, experts = logits.shape
     if not 1 <= top_k <= experts:
         raise ValueError(f"top_k {top_k} is outside 1..{experts} experts")
-    if logits.dtype not in TORCH_DTYPES.values():
-        raise ValueError(f"logits are {logits.dtype}, expected one of {', '.join(map(str, TORCH_DTYPES.values()))}")
+    weights_dtype = weights_dtype or logits.dtype
+    for name, dtype in (("logits", logits.dtype), ("weights", weights_dtype)):
+        if dtype not in TORCH_DTYPES.values():
+            raise ValueError(f"{name} are {dtype}, expected one of {', '.join(map(str, TORCH_DTYPES.values()))}")
     if logits.stride(-1) != 1:
         raise ValueError(f"logits have the stride {logits.stride(-1)} on their last axis, expected 1")
-    weights = torch.empty(tokens, top_k, dtype=torch.float32, device=logits.device)
-    ids = torch.empty(tokens, top_k, dtype=torch.int32, device=logits.device)
+    weights = torch.empty(tokens, top_k, dtype=weights_dtype, device=logits.device)
+    ids = torch.empty(tokens, top_k, dtype=torch.int64, device=logits.device)
     if not tokens:
         return Plan((), (weights, ids))
     block_t = config.integer("BLOCK_T")
@@ -85,25 +90,29 @@ def plan_router(logits: torch.Tensor, top_k: int, renormalize: bool, *, config: 
 
 
 def router(
-    logits: torch.Tensor, top_k: int, renormalize: bool, *, config: Config, device: Device
-) -> tuple[torch.Tensor, torch.Tensor]:
+    logits: torch.Tensor, top_k: int, renormalize: bool, weights_dtype: torch.dtype | None = None,
+    *, config: Config, device: Device,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """weights = softmax(logits) at the top_k largest logits, divided by their sum if renormalize; and their ids.
 
-    logits [T, E] -> weights [T, k] fp32, ids [T, k] int32, largest first, equal logits by lowest id. The softmax is
-    over all E in fp32. A row with a NaN gets NaN weights and valid ids. Raises ValueError for shapes, dtypes or strides
-    it cannot compute. The formula of Qwen3-MoE's router in Hugging Face transformers.
+    logits [T, E] -> weights [T, k], ids [T, k] int64, largest first, equal logits by lowest id. The softmax is over all
+    E in fp32; the weights are rounded to `weights_dtype` at the end, by default that of the logits. A row with a NaN
+    gets NaN weights and valid ids. Raises ValueError for shapes, dtypes or strides it cannot compute. The formula, the
+    rounding and the types of Qwen3-MoE's router in Hugging Face transformers (models/qwen3_moe/modeling_qwen3_moe.py).
     """
-    weights, ids = plan_router(logits, top_k, renormalize, config=config, device=device).run()
+    weights, ids = plan_router(logits, top_k, renormalize, weights_dtype, config=config, device=device).run()
     return weights, ids
 
 
-def router_reference(logits: torch.Tensor, top_k: int, renormalize: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """The formula of `router` in fp64, rounded to fp32 at the end."""
+def router_reference(
+    logits: torch.Tensor, top_k: int, renormalize: bool, weights_dtype: torch.dtype | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The formula of `router` in fp64, rounded at the end."""
     order = logits.sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
     weights = logits.double().softmax(dim=-1).gather(-1, order)
     if renormalize:
         weights = weights / weights.sum(dim=-1, keepdim=True)
-    return weights.float(), order.to(torch.int32)
+    return weights.to(weights_dtype or logits.dtype), order
 
 
 def make_router_inputs(problem: RouterProblem, *, torch_device: str, seed: int) -> Inputs:

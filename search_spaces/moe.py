@@ -28,6 +28,8 @@ MAX_UNROLLED_LOADS = 96
 MAX_STEP_BYTES_PER_THREAD = 256
 MAX_ELEMENTS = 1 << 20
 """Triton's limit on the elements of one tensor."""
+ID_BYTES = 8
+"""Of one expert id: Hugging Face routes with int64."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +62,7 @@ def gate_up_work(problem: MoeProblem) -> Work:
     weights = problem.distinct_experts * 2 * problem.inter * problem.hidden
     activations = problem.batch * problem.hidden + problem.pairs * problem.inter
     flops = 2.0 * problem.pairs * 2 * problem.inter * problem.hidden
-    return Work(flops, (weights + activations) * problem.itemsize + 4 * problem.pairs)
+    return Work(flops, (weights + activations) * problem.itemsize + ID_BYTES * problem.pairs)
 
 
 def down_work(problem: MoeProblem) -> Work:
@@ -68,7 +70,7 @@ def down_work(problem: MoeProblem) -> Work:
     weights = problem.distinct_experts * problem.hidden * problem.inter
     activations = problem.pairs * problem.inter + 2 * problem.batch * problem.hidden
     flops = 2.0 * problem.pairs * problem.hidden * problem.inter
-    return Work(flops, (weights + activations) * problem.itemsize + 8 * problem.pairs)
+    return Work(flops, (weights + activations + problem.pairs) * problem.itemsize + ID_BYTES * problem.pairs)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from .arch import Device
 from .config import Config, Value
-from .moe import MoeProblem
+from .moe import ID_BYTES, MoeProblem
 from .space import Choices, Columns, Constraint, Mask, SearchSpace, vendor_knobs
 from .work import Work
 
@@ -158,7 +158,7 @@ def moe_grouped_work(problem: MoeProblem) -> Work:
     weights = problem.distinct_experts * 3 * problem.inter * problem.hidden
     activations = 2 * problem.batch * problem.hidden
     flops = 6.0 * problem.pairs * problem.inter * problem.hidden
-    return Work(flops, (weights + activations) * problem.itemsize + 8 * problem.pairs)
+    return Work(flops, (weights + activations + problem.pairs) * problem.itemsize + ID_BYTES * problem.pairs)
 
 
 def _default(problem: MoeProblem, device: Device) -> Config:

@@ -73,10 +73,10 @@ def _default(problem: RouterProblem, device: Device) -> Config:
 
 
 def router_work(problem: RouterProblem) -> Work:
-    """Logits in, weights and ids out; exp and sum of every logit, and top_k passes for the maximum."""
+    """Logits in, weights and int64 ids out; exp and sum of every logit, and top_k passes for the maximum."""
     logits = problem.batch * problem.experts
     flops = float(logits * (4 + problem.top_k))
-    return Work(flops, float(logits * problem.itemsize + 8 * problem.batch * problem.top_k))
+    return Work(flops, float(logits * problem.itemsize + (problem.itemsize + 8) * problem.batch * problem.top_k))
 
 
 ROUTER = SearchSpace(

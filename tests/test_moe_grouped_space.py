@@ -69,6 +69,6 @@ def test_knobs_by_vendor() -> None:
 def test_work_is_the_minimum() -> None:
     one = MOE_GROUPED.work(problem_of(1, QWEN3_30B))
     assert one.flops == 6 * 8 * 2048 * 768
-    assert one.bytes == pytest.approx(2 * (8 * 3 * 2048 * 768 + 2 * 2048) + 8 * 8)
+    assert one.bytes == pytest.approx(2 * (8 * 3 * 2048 * 768 + 2 * 2048) + (8 + 2) * 8)
     many = MOE_GROUPED.work(problem_of(4096, QWEN3_30B))
-    assert many.bytes == pytest.approx(2 * (128 * 3 * 2048 * 768 + 2 * 4096 * 2048) + 8 * 8 * 4096)
+    assert many.bytes == pytest.approx(2 * (128 * 3 * 2048 * 768 + 2 * 4096 * 2048) + (8 + 2) * 8 * 4096)

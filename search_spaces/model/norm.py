@@ -86,6 +86,7 @@ def router_launches(problem: RouterDims, case: Candidates) -> dict[str, Timing]:
     elements = block * padded
     programs = np.ceil(problem.batch / block)
     row_bytes = problem.experts * problem.itemsize
+    choice_bytes = problem.top_k * (problem.itemsize + 8.0)  # a weight and an int64 id each
     # A program is busy with whole rows even where the last of them do not exist.
     held = np.maximum(elements / lanes, 1.0)
     registers = stream_registers(elements, problem.itemsize, 2 * elements, warps, arch)
@@ -97,10 +98,10 @@ def router_launches(problem: RouterDims, case: Candidates) -> dict[str, Timing]:
         l2_bytes=zeros, mma_clk=zeros, valu=held * (10 + _ROUND_INSTRUCTIONS * problem.top_k) + 20,
         loads=np.maximum(held * problem.itemsize / 16, 1), spills=fit.spills, lds_bytes=zeros, depth=zeros,
         latency_ns=zeros + constants.hbm_ns, segment_bytes=zeros + row_bytes,
-        output_bytes=block * problem.top_k * 8, mma_efficiency=zeros + 1, overlap=zeros, has_barrier=False,
+        output_bytes=block * choice_bytes, mma_efficiency=zeros + 1, overlap=zeros, has_barrier=False,
         setup_us=(problem.top_k + 2) * _reduction_us(np.minimum(lanes, padded), warps, constants),
     )  # fmt: skip
-    moved = problem.batch * (row_bytes + 8.0 * problem.top_k)
+    moved = problem.batch * (row_bytes + choice_bytes)
     traffic = Traffic(hbm=zeros + moved, last_level=zeros + moved, l2=zeros + moved)
     return {"router": kernel_timing(loop, traffic, fit.programs, programs, case)}
 

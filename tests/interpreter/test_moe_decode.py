@@ -189,7 +189,7 @@ def test_references_are_the_formula() -> None:
 @EACH_SPEC
 def test_inputs_route_each_token_to_distinct_experts(spec: KernelSpec) -> None:
     ids = spec.make_inputs(problem_of(spec, batch=50, experts=6, top_k=4), torch_device="cpu", seed=14)[2]
-    assert ids.dtype == torch.int32 and ids.min() >= 0 and ids.max() == 5
+    assert ids.dtype == torch.int64 and ids.min() >= 0 and ids.max() == 5
     assert all(len(row.unique()) == 4 for row in ids)
 
 
@@ -231,7 +231,7 @@ def test_gate_up_refuses_what_it_cannot_take() -> None:
     refuses("rows are torch.int64", x.long(), w13.long(), ids)
     refuses("last axis must be contiguous", torch.ones(16, 3).T, w13, ids)
     refuses("last axis must be contiguous", x, torch.ones(4, 16, 32).transpose(1, 2), ids)
-    refuses("contiguous int32", x, w13, ids.long())
+    refuses("contiguous int32 or int64", x, w13, ids.short())
     refuses("contiguous int32", x, w13, torch.zeros(2, 3, dtype=torch.int32).T)
     refuses("top_k=5 is outside 1..experts=4", x, w13, torch.zeros(3, 5, dtype=torch.int32))
     refuses("do not fit together", torch.ones(4, 16), w13, ids)

@@ -101,12 +101,12 @@ def test_work_counts_every_touched_weight_once() -> None:
     one = MOE_GATE_UP.work(problem_of(MOE_GATE_UP, 1, QWEN3_30B))
     weights = 8 * 2 * 768 * 2048
     assert one.flops == 2 * weights
-    assert one.bytes == pytest.approx(2 * (weights + 2048 + 8 * 768) + 4 * 8)
+    assert one.bytes == pytest.approx(2 * (weights + 2048 + 8 * 768) + 8 * 8)
     down = MOE_DOWN.work(problem_of(MOE_DOWN, 1, QWEN3_30B))
-    assert down.bytes == pytest.approx(2 * (8 * 768 * 2048 + 8 * 768 + 2 * 2048) + 8 * 8)
+    assert down.bytes == pytest.approx(2 * (8 * 768 * 2048 + 8 * 768 + 2 * 2048) + (8 + 2) * 8)
     many = MOE_DOWN.work(problem_of(MOE_DOWN, 256, QWEN3_30B))
     assert many.flops == 256 * down.flops
-    assert many.bytes < 2 * (128 * 768 * 2048 + 256 * (8 * 768 + 2 * 2048)) + 8 * 8 * 256
+    assert many.bytes < 2 * (128 * 768 * 2048 + 256 * (8 * 768 + 2 * 2048)) + (8 + 2) * 8 * 256
     assert problem_of(MOE_DOWN, 8, QWEN3_30B).distinct_experts == pytest.approx(51.62, abs=0.01)
 
 

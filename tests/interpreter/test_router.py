@@ -24,12 +24,12 @@ def problem_of(
 
 
 def check(logits: torch.Tensor, top_k: int, renormalize: bool, config: Config = CONFIG) -> None:
-    """Weights are fp32 whatever the logits are, so the fp32 rounding of exp and sum is all that may differ."""
-    plan = plan_router(logits, top_k, renormalize, config=config, device=DEVICE)
+    """With fp32 weights the fp32 rounding of exp and sum is all that may differ, whatever the logits are."""
+    plan = plan_router(logits, top_k, renormalize, torch.float32, config=config, device=DEVICE)
     plan.outputs[0].fill_(float("nan"))
     plan.outputs[1].fill_(-1)
     weights, ids = plan.run()
-    expected_weights, expected_ids = router_reference(logits, top_k, renormalize)
+    expected_weights, expected_ids = router_reference(logits, top_k, renormalize, torch.float32)
     assert torch.equal(ids, expected_ids)
     torch.testing.assert_close(weights, expected_weights, rtol=2e-6, atol=1e-7)
 
@@ -40,6 +40,23 @@ def check(logits: torch.Tensor, top_k: int, renormalize: bool, config: Config = 
 def test_matches_reference(dtype: str, experts: int, top_k: int, renormalize: int) -> None:
     problem = problem_of(5, dtype, experts, top_k, renormalize)
     check(*SPEC.make_inputs(problem, torch_device="cpu", seed=1))
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("renormalize", [False, True])
+def test_gives_what_hugging_face_gives(dtype: str, renormalize: bool) -> None:
+    """Types and values of Qwen3MoeTopKRouter; a weight next to the middle of two numbers may round either way."""
+    logits, top_k, _ = SPEC.make_inputs(problem_of(20, dtype), torch_device="cpu", seed=5)
+    expected, expected_ids = logits.softmax(-1, torch.float32).topk(top_k, -1)
+    if renormalize:
+        expected = expected / expected.sum(-1, keepdim=True)
+    weights, ids = router(logits, top_k, renormalize, config=CONFIG, device=DEVICE)
+    assert weights.dtype == logits.dtype and ids.dtype == torch.int64
+    # Equal logits are in any order in torch.topk, and in the order of their ids in ours.
+    assert torch.equal(logits.gather(1, ids), logits.gather(1, expected_ids))
+    assert (weights == expected.to(logits.dtype)).float().mean() > (0.98 if dtype != "fp32" else 0.2)
+    tolerance = {"bf16": 2.0**-8, "fp16": 2.0**-11, "fp32": 2e-6}[dtype]
+    torch.testing.assert_close(weights.float(), expected, rtol=tolerance, atol=1e-7)
 
 
 @pytest.mark.parametrize("arch", ["gfx942", "sm_90"])
@@ -95,6 +112,8 @@ def test_refuses_what_it_cannot_take() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             plan_router(logits, top_k, True, config=CONFIG, device=DEVICE)
+    with pytest.raises(ValueError, match=r"weights are torch\.float64"):
+        plan_router(torch.zeros(2, 8), 2, True, torch.float64, config=CONFIG, device=DEVICE)
 
 
 @pytest.mark.parametrize("device", known_devices(), ids=lambda device: device.name)
@@ -114,5 +133,5 @@ def test_space(device: Device) -> None:
 
 def test_work() -> None:
     work = SPEC.space.work(problem_of(32))
-    assert work.bytes == 32 * 128 * 2 + 32 * 8 * 8
+    assert work.bytes == 32 * 128 * 2 + 32 * 8 * (8 + 2)
     assert work.flops == 32 * 128 * 12

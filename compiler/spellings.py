@@ -70,7 +70,8 @@ _FUNCTIONS: Mapping[str, tuple[tuple[Any, str], ...]] = {
 _SAME_NAME = (
     "add add_ sub sub_ mul mul_ div div_ neg pow square rsqrt mean sum view reshape transpose permute unsqueeze"
     " squeeze expand contiguous chunk split softmax topk sort argsort repeat_interleave sigmoid index_copy_ index_add"
-    " index_add_ flatten clone detach ge clamp clamp_ masked_fill masked_fill_ cumsum bmm histc copy_ view_as expand_as reshape_as"
+    " index_add_ flatten clone detach ge clamp clamp_ masked_fill masked_fill_ cumsum bmm histc copy_ view_as"
+    " expand_as reshape_as"
 )
 _METHODS: Mapping[str, str] = {
     **{name: name for name in _SAME_NAME.split()},

@@ -35,7 +35,7 @@ def _reachable(root: Any) -> dict[str, str]:
         if name in found:
             continue
         tree = _bare_tree(function)
-        found[name] = ast.dump(tree)
+        found[name] = _dumped(tree)
         for used, value in _used_globals(tree, function.__globals__):
             if _is_ours(value):
                 waiting.append(value)
@@ -65,6 +65,20 @@ def _bare_tree(function: Any) -> ast.Module:
         if isinstance(node, ast.FunctionDef) and ast.get_docstring(node) is not None:
             node.body = node.body[1:] or [ast.Pass()]
     return tree
+
+
+def _dumped(node: Any) -> str:
+    """The tree as text, equal in every Python version, which `ast.dump` is not: it shows the fields that a version
+    added, and from 3.13 on hides empty ones. A shipped database is keyed by this text."""
+    if isinstance(node, list):
+        return f"[{','.join(map(_dumped, node))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    if isinstance(node, ast.Constant):
+        return f"Constant({node.value!r})"
+    fields = [(name, getattr(node, name, None)) for name in node._fields]
+    shown = [f"{name}={_dumped(value)}" for name, value in fields if value is not None and value != []]
+    return f"{type(node).__name__}({','.join(shown)})"
 
 
 def _used_globals(tree: ast.Module, namespace: dict[str, Any]) -> Iterator[tuple[str, Any]]:

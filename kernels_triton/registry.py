@@ -18,6 +18,7 @@ _HOMES = {
     "moe_gate_up": "moe_gate_up:MOE_GATE_UP_SPEC",
     "moe_down": "moe_down:MOE_DOWN_SPEC",
     "moe_grouped": "moe_grouped:MOE_GROUPED_SPEC",
+    "qk_norm_rope": "qk_norm_rope:QK_NORM_ROPE_SPEC",
     "attention_decode": "attention_decode:ATTENTION_DECODE_SPEC",
     "attention_decode_fused": "attention_decode_fused:ATTENTION_DECODE_FUSED_SPEC",
     "attention_prefill": "attention_prefill:ATTENTION_PREFILL_SPEC",

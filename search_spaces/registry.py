@@ -17,6 +17,7 @@ _HOMES = {
     "moe_gate_up": "moe:MOE_GATE_UP",
     "moe_down": "moe:MOE_DOWN",
     "moe_grouped": "moe_grouped:MOE_GROUPED",
+    "qk_norm_rope": "qk_norm_rope:QK_NORM_ROPE",
     "attention_decode": "attention:ATTENTION_DECODE",
     "attention_decode_fused": "attention:ATTENTION_DECODE_FUSED",
     "attention_prefill": "attention_prefill:ATTENTION_PREFILL",

@@ -1,9 +1,9 @@
 """A model, its batch sizes and its tensor-parallel degree, as the problems its kernels must solve.
 
 Where two forms compete for one place in the network both are listed, each with the calls it would have were
-it chosen: attention with and without the fused QK-norm, RoPE and KV write; the sort-free and the sort-based
-experts; a norm after a projection that carried the residual, and a norm that adds it. Which form runs is
-decided when a model is compiled.
+it chosen: decode attention that does QK-norm, RoPE and the KV write itself, and attention behind a kernel
+that does norm and RoPE; the sort-free and the sort-based experts; a norm after a projection that carried the
+residual, and a norm that adds it. Which form runs is decided when a model is compiled.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from .model_spec import LIMITS, ModelSpec
 from .moe import MoeProblem
 from .norm import NormProblem
 from .problem import DTYPE_BYTES, Problem
+from .qk_norm_rope import QkNormRopeProblem
 from .registry import KERNEL_NAMES
 from .router import RouterProblem
 
@@ -122,6 +123,7 @@ def _decode(model: ModelSpec, batch: int, dtype: str, context: int) -> Iterator[
     yield qkv, model.layers
     yield linear(model.hidden, q_size, bias=model.o_bias, residual=residual), model.layers
     yield linear(model.vocab, model.hidden), 1
+    yield from _norm_rope(model, batch, dtype)  # in front of the plain attention kernel, which has neither inside
     for window, layers in _windows(model):
         plain = AttentionDecodeProblem(
             kernel="attention_decode", dtype=dtype, batch=batch, q_heads=model.q_heads,
@@ -154,6 +156,7 @@ def _decode(model: ModelSpec, batch: int, dtype: str, context: int) -> Iterator[
 def _prefill(model: ModelSpec, batch: int, dtype: str) -> Iterator[tuple[Problem, int]]:
     """The kernel calls of one prompt of `batch` tokens; its large dense products are the vendor library's."""
     yield from _norms(model, batch, dtype, plain_calls=1)
+    yield from _norm_rope(model, batch, dtype)
     for window, layers in _windows(model):
         attention = AttentionPrefillProblem(
             kernel="attention_prefill", dtype=dtype, batch=batch, q_heads=model.q_heads,
@@ -176,6 +179,15 @@ def _norms(model: ModelSpec, batch: int, dtype: str, plain_calls: int) -> Iterat
     if model.qk_norm == "row":  # over all heads of all ranks
         yield norm("rms_norm", model.q_heads * model.tp * model.head_dim), model.layers
         yield norm("rms_norm", model.kv_heads * model.tp * model.head_dim), model.layers
+
+
+def _norm_rope(model: ModelSpec, batch: int, dtype: str) -> Iterator[tuple[Problem, int]]:
+    """RoPE of every layer, with the norm of each head where the model has it; a norm of whole rows is `_norms`'s."""
+    heads = QkNormRopeProblem(
+        kernel="qk_norm_rope", dtype=dtype, batch=batch, q_heads=model.q_heads, kv_heads=model.kv_heads,
+        head_dim=model.head_dim, qk_norm=int(model.qk_norm == "head"),
+    )  # fmt: skip
+    yield heads, model.layers
 
 
 def _windows(model: ModelSpec) -> list[tuple[int, int]]:

@@ -105,6 +105,7 @@ def test_qwen3_30b_decode_and_prefill_by_hand() -> None:
         "linear[bias=0,k=2048,n=151936,residual=0]": 1,
         "linear[bias=0,k=4096,n=2048,residual=1]": 48,
         "linear_qkv[bias=0,k=2048,n_kv=512,n_q=4096]": 48,
+        "qk_norm_rope[head_dim=128,kv_heads=4,q_heads=32,qk_norm=1]": 48,
         "router[experts=128,renormalize=1,top_k=8]": 48,
         f"moe_gate_up{experts}": 48,
         f"moe_down{experts}": 48,
@@ -115,6 +116,7 @@ def test_qwen3_30b_decode_and_prefill_by_hand() -> None:
     assert _steps(items, 8192) == {
         "rms_norm[hidden=2048]": 1,
         "add_rms_norm[hidden=2048]": 96,
+        "qk_norm_rope[head_dim=128,kv_heads=4,q_heads=32,qk_norm=1]": 48,
         "router[experts=128,renormalize=1,top_k=8]": 48,
         f"moe_grouped{experts}": 48,
         "attention_prefill[head_dim=128,kv_heads=4,q_heads=32,window=0]": 48,
@@ -143,6 +145,7 @@ def test_dense_models_have_dense_kernels_only() -> None:
     assert qwq["linear_silu_mul[k=5120,n=27648]"] == 64
     fused = "attention_decode_fused[context=4096,head_dim=128,kv_heads=8,q_heads=40,qk_norm=0,window=0]"
     assert qwq[fused] == 64
+    assert qwq["qk_norm_rope[head_dim=128,kv_heads=8,q_heads=40,qk_norm=0]"] == 64
 
 
 @pytest.mark.parametrize(("tp", "q_heads", "kv_heads"), [(1, 32, 4), (2, 16, 2), (4, 8, 1), (8, 4, 1)])
@@ -157,6 +160,7 @@ def test_tensor_parallel_shards_of_qwen3_30b(tp: int, q_heads: int, kv_heads: in
     assert steps["router[experts=128,renormalize=1,top_k=8]"] == 48
     assert steps["rms_norm[hidden=2048]"] == (49 if tp == 1 else 1)
     assert f"attention_decode[context=4096,head_dim=128,kv_heads={kv_heads},q_heads={q_heads},window=0]" in steps
+    assert steps[f"qk_norm_rope[head_dim=128,kv_heads={kv_heads},q_heads={q_heads},qk_norm=1]"] == 48
 
 
 def test_the_vocabulary_is_padded_for_a_shard() -> None:
@@ -281,6 +285,8 @@ def test_the_dialects() -> None:
     assert (spec.moe_inter, spec.renormalize, spec.qk_norm) == (14336, False, "row")
     kernels = {item.problem.kernel for item in problems(spec)}
     assert "attention_decode" in kernels and "attention_decode_fused" not in kernels
+    # A norm over whole rows comes before it, so that RoPE is all that is left.
+    assert "qk_norm_rope[head_dim=128,kv_heads=8,q_heads=32,qk_norm=0]" in _steps(problems(spec), 1)
     assert parse_config({**LLAMA, "head_dim": None}, "x").head_dim == 128
     assert parse_config({k: v for k, v in LLAMA.items() if k != "num_key_value_heads"}, "x").kv_heads == 32
     biased = parse_config({**LLAMA, "attention_bias": True}, "biased")

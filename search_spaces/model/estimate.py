@@ -41,7 +41,7 @@ from .moe import (
     grouped_shapes,
     is_expert_form,
 )
-from .norm import norm_launches, router_launches
+from .norm import norm_launches, qk_norm_rope_launches, router_launches
 from .physics import Timing
 
 __all__ = [
@@ -61,6 +61,7 @@ _LAUNCHES: Mapping[str, _Launches] = {
     "moe_gate_up": gate_up_launches,
     "moe_down": down_launches,
     "moe_grouped": grouped_launches,
+    "qk_norm_rope": qk_norm_rope_launches,
     "attention_decode": decode_launches,
     "attention_decode_fused": decode_launches,
     "attention_prefill": prefill_launches,

@@ -1,4 +1,4 @@
-"""Modelled launches of the row kernels: RMSNorm, and the router's softmax and top-k."""
+"""Modelled launches of the row kernels: RMSNorm, QK-norm with RoPE, and the router's softmax and top-k."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from .physics import Loop, Timing, Traffic, kernel_timing
 
 _NORM_INSTRUCTIONS = 6.0
 """Vector instructions per element of a norm: convert, square, add, scale, weight, convert back (assumed)."""
+_ROPE_INSTRUCTIONS = 12.0
+"""Per element of RoPE: two products and a sum, each rounded, converted in and out (assumed)."""
 _ROUND_INSTRUCTIONS = 6.0
 """Per element and round of the router's top-k: compare, select, mask (assumed)."""
 _REDUCTION_CLK = 20.0
@@ -30,6 +32,25 @@ class NormDims(Protocol):
     def itemsize(self) -> int: ...
     @property
     def hidden(self) -> int: ...
+
+
+class QkNormRopeDims(Protocol):
+    """What is read of a problem of QK-norm and RoPE."""
+
+    @property
+    def batch(self) -> int: ...
+    @property
+    def itemsize(self) -> int: ...
+    @property
+    def q_heads(self) -> int: ...
+    @property
+    def kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def qk_norm(self) -> int: ...
+    @property
+    def half_block(self) -> int: ...
 
 
 class RouterDims(Protocol):
@@ -75,6 +96,37 @@ def norm_launches(problem: NormDims, case: Candidates) -> dict[str, Timing]:
     moved = 2 * streams * problem.batch * row_bytes + row_bytes
     traffic = Traffic(hbm=zeros + moved, last_level=zeros + moved, l2=problem.batch * iterations * (loaded + weight))
     return {"norm": kernel_timing(loop, traffic, fit.programs, zeros + problem.batch, case)}
+
+
+def qk_norm_rope_launches(problem: QkNormRopeDims, case: Candidates) -> dict[str, Timing]:
+    """One program per BLOCK_H heads of consecutive tokens; cos and sin of a token come from cache after its first head."""
+    block, warps = case.column("BLOCK_H", 8), case.warps
+    arch, constants = case.device.arch, case.constants
+    lanes = arch.wave_size * warps
+    head_bytes = problem.head_dim * problem.itemsize
+    heads = problem.q_heads + problem.kv_heads
+    programs = np.ceil(problem.batch * problem.q_heads / block) + np.ceil(problem.batch * problem.kv_heads / block)
+    rows = problem.batch * heads / programs  # of the mean program
+    angles = 2.0 * head_bytes  # cos and sin of a token
+    operands = 3.0 + problem.qk_norm
+    # A program is busy with whole rows even where the last of them do not exist.
+    held = np.maximum(2.0 * block * problem.half_block / lanes, 1.0)
+    registers = stream_registers(held * lanes * operands, problem.itemsize, 2 * held * lanes, warps, arch)
+    fit = residency(case, registers, np.zeros(case.rows), warps)
+    zeros = np.zeros(case.rows)
+    once = problem.batch * angles + problem.qk_norm * 2.0 * head_bytes
+    loop = Loop(
+        programs=programs, iterations=zeros + 1, warps=warps, hbm_bytes=rows * head_bytes + once / programs,
+        last_level_bytes=zeros, l2_bytes=np.maximum(rows * (operands - 1) * head_bytes - once / programs, 0.0),
+        mma_clk=zeros, valu=held * (_ROPE_INSTRUCTIONS + _NORM_INSTRUCTIONS * problem.qk_norm) + 20,
+        loads=np.maximum(held * operands * problem.itemsize / 16, 2 * operands), spills=fit.spills, lds_bytes=zeros,
+        depth=zeros, latency_ns=zeros + constants.hbm_ns, segment_bytes=zeros + head_bytes / 2,
+        output_bytes=rows * head_bytes, mma_efficiency=zeros + 1, overlap=zeros, has_barrier=False,
+        setup_us=problem.qk_norm * _reduction_us(np.minimum(lanes, problem.half_block), zeros + 1, constants),
+    )  # fmt: skip
+    moved = 2.0 * problem.batch * heads * head_bytes + once
+    traffic = Traffic(hbm=zeros + moved, last_level=zeros + moved, l2=zeros + moved + programs * angles)
+    return {"qk_norm_rope": kernel_timing(loop, traffic, fit.programs, programs, case)}
 
 
 def router_launches(problem: RouterDims, case: Candidates) -> dict[str, Timing]:

@@ -43,6 +43,7 @@ DIMS: dict[str, dict[str, int]] = {
     "moe_gate_up": MOE,
     "moe_down": MOE,
     "moe_grouped": MOE,
+    "qk_norm_rope": {"q_heads": 32, "kv_heads": 4, "head_dim": 128, "qk_norm": 1},
     "attention_decode": {**HEADS, "context": 1000},
     "attention_decode_fused": {**HEADS, "context": 1000, "qk_norm": 1},
     "attention_prefill": HEADS,

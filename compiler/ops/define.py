@@ -7,6 +7,7 @@ outputs, because Inductor asserts them after every call.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -27,21 +28,24 @@ class NoGradient(RuntimeError):
     """One of our operators was called on something that needs a gradient: it has none."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Operator:
     """One operator of ours: `overload` is what stands in a graph."""
 
     name: str
     overload: Any
+    launch: Callable[..., Any] | None = None
+    """What runs where there is a device for our kernels; None before `launcher` was called."""
 
     def body(self, function: Function) -> Function:
         """Register the implementation for every device without a launcher: plain torch, rounding as the model did."""
-        _LIBRARY.impl(self.name, function, "CompositeExplicitAutograd")
+        _LIBRARY.impl(self.name, without_gradient(self.name, function), "CompositeExplicitAutograd")
         return function
 
     def launcher(self, function: Function) -> Function:
         """Register the implementation for GPUs (CUDA and ROCm share the dispatch key)."""
-        _LIBRARY.impl(self.name, function, "CUDA")
+        self.launch = without_gradient(self.name, function)
+        _LIBRARY.impl(self.name, self.launch, "CUDA")
         return function
 
 
@@ -53,5 +57,29 @@ def define(schema: str, fake: Callable[..., Any]) -> Operator:
     """
     name = schema.partition("(")[0]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIBRARY)
+    torch.library.register_fake(f"{NAMESPACE}::{name}", without_gradient(name, fake), lib=_LIBRARY)
+    # Past autograd at once, which has nothing to record and would cost a microsecond to say so.
+    _LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
     return Operator(name, getattr(getattr(torch.ops, NAMESPACE), name).default)
+
+
+def without_gradient(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, but NoGradient where a gradient is wanted: fakes raise it while tracing, bodies when called."""
+    is_grad_enabled = torch.is_grad_enabled
+
+    @functools.wraps(function)
+    def checked(*args: Any) -> Any:
+        if is_grad_enabled():
+            _refuse_gradients(name, args)
+        return function(*args)
+
+    return checked
+
+
+def _refuse_gradients(name: str, args: tuple[Any, ...]) -> None:
+    for arg in args:
+        if isinstance(arg, torch.Tensor) and arg.requires_grad:
+            raise NoGradient(
+                f"{NAMESPACE}::{name} has no gradient, and an input requires one: "
+                "call the model under torch.no_grad() or torch.inference_mode()"
+            )

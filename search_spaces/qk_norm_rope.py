@@ -73,10 +73,10 @@ CONSTRAINTS = (
 
 
 def _default(problem: QkNormRopeProblem, device: Device) -> Config:
-    """One 16-byte load of each half per thread; a warp per program until every unit has 8 of them, then four."""
+    """One 16-byte load of each half per thread; a warp per program until every unit has two, then four."""
     heads_per_warp = max(1, VECTOR_BYTES * device.arch.wave_size // (problem.half_block * problem.itemsize))
     heads = problem.batch * (problem.q_heads + problem.kv_heads)
-    warps = 4 if heads > 8 * device.compute_units * heads_per_warp else 1
+    warps = 4 if heads > 2 * device.compute_units * heads_per_warp else 1
     return Config.of(BLOCK_H=warps * heads_per_warp, num_warps=warps)
 
 

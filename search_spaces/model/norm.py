@@ -99,7 +99,7 @@ def norm_launches(problem: NormDims, case: Candidates) -> dict[str, Timing]:
 
 
 def qk_norm_rope_launches(problem: QkNormRopeDims, case: Candidates) -> dict[str, Timing]:
-    """One program per BLOCK_H heads of consecutive tokens; cos and sin of a token come from cache after its first head."""
+    """One program per BLOCK_H heads of consecutive tokens; cos and sin of a token come from HBM only once."""
     block, warps = case.column("BLOCK_H", 8), case.warps
     arch, constants = case.device.arch, case.constants
     lanes = arch.wave_size * warps
@@ -111,16 +111,17 @@ def qk_norm_rope_launches(problem: QkNormRopeDims, case: Candidates) -> dict[str
     operands = 3.0 + problem.qk_norm
     # A program is busy with whole rows even where the last of them do not exist.
     held = np.maximum(2.0 * block * problem.half_block / lanes, 1.0)
-    registers = stream_registers(held * lanes * operands, problem.itemsize, 2 * held * lanes, warps, arch)
-    fit = residency(case, registers, np.zeros(case.rows), warps)
+    # fp32 heads beside packed operands: 60 and 100 on gfx942 with 16 and 32 elements, as compiled.
+    registers = held * (1 + (operands - 1) * problem.itemsize / 4) + 20
     zeros = np.zeros(case.rows)
+    fit = residency(case, registers, zeros, warps)
     once = problem.batch * angles + problem.qk_norm * 2.0 * head_bytes
     loop = Loop(
         programs=programs, iterations=zeros + 1, warps=warps, hbm_bytes=rows * head_bytes + once / programs,
         last_level_bytes=zeros, l2_bytes=np.maximum(rows * (operands - 1) * head_bytes - once / programs, 0.0),
         mma_clk=zeros, valu=held * (_ROPE_INSTRUCTIONS + _NORM_INSTRUCTIONS * problem.qk_norm) + 20,
         loads=np.maximum(held * operands * problem.itemsize / 16, 2 * operands), spills=fit.spills, lds_bytes=zeros,
-        depth=zeros, latency_ns=zeros + constants.hbm_ns, segment_bytes=zeros + head_bytes / 2,
+        depth=zeros, latency_ns=zeros + constants.hbm_ns, segment_bytes=np.minimum(block, heads) * head_bytes,
         output_bytes=rows * head_bytes, mma_efficiency=zeros + 1, overlap=zeros, has_barrier=False,
         setup_us=problem.qk_norm * _reduction_us(np.minimum(lanes, problem.half_block), zeros + 1, constants),
     )  # fmt: skip

@@ -238,7 +238,7 @@ def _random_damage(data: bytes, count: int) -> Any:
 def _guided_damage(data: bytes, count: int) -> Any:
     """Where it hurts: the file header, the page headers, cell pointers, and inside the cells that are in use."""
     source = random.Random(5)
-    pages = range(0, len(data), 4096)
+    pages = range(0, len(data), int.from_bytes(data[16:18], "big"))
     used = [at for at in range(len(data)) if data[at]]
     for number in range(count):
         damaged = bytearray(data)

@@ -2,9 +2,10 @@
 
     out[b, h] = softmax(scale * q[b, h] K[b, h // G]^T) V[b, h // G],   G = q_heads / kv_heads
 
-over the last `min(lengths[b], window)` cached tokens (window 0: all). One program works for one (split, kv
-head, sequence): the G query heads that share a kv head are the rows of one tile, padded to 16 for the matrix
-unit, so K and V are read once. See `split_attention.py`.
+over the last `min(lengths[b], window)` cached tokens (window 0: all), of them those that mask[b] allows. One program
+works for one (split, kv head, sequence): the G query heads that share a kv head are the rows of one tile, padded to
+16 for the matrix unit, so K and V are read once. With a mask the splits share the range from its first to its last
+True: a static cache is longer than what it holds, and padding stands to the left. See `split_attention.py`.
 """
 
 from __future__ import annotations
@@ -16,26 +17,27 @@ import triton.language as tl
 from ..search_spaces.arch import Device
 from ..search_spaces.attention import ATTENTION_DECODE, AttentionDecodeProblem
 from ..search_spaces.config import Config
-from .attention_operands import check_caches, check_heads, check_lengths, row_strides
+from .attention_operands import check_caches, check_heads, check_lengths, check_mask, row_strides
 from .launch import Launch, Plan, compile_options
 from .spec import TORCH_DTYPES, KernelSpec, make_generator, random_tensor
 from .split_attention import (
     attend_range,
     combine_launch,
     head_constexprs,
+    range_in_use,
     split_parts,
     split_range,
     store_split,
 )
 
 
-@triton.jit(do_not_specialize=["capacity", "window"])
+@triton.jit(do_not_specialize=["lengths_batch_stride", "capacity", "window"])
 def _attention_decode_kernel(
-    q_ptr, k_cache_ptr, v_cache_ptr, lengths_ptr, out_ptr, part_ptr, part_lse_ptr,
+    q_ptr, k_cache_ptr, v_cache_ptr, lengths_ptr, mask_ptr, out_ptr, part_ptr, part_lse_ptr,
     q_batch_stride, q_head_stride, k_batch_stride, k_head_stride, k_token_stride,
-    v_batch_stride, v_head_stride, v_token_stride, capacity, window, scale,
-    Q_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, IS_SPLIT: tl.constexpr,
+    v_batch_stride, v_head_stride, v_token_stride, lengths_batch_stride, mask_batch_stride, mask_tokens,
+    capacity, window, scale, Q_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, IS_SPLIT: tl.constexpr, SCAN: tl.constexpr,
 ):  # fmt: skip
     kv_head = tl.program_id(1)
     sequence = tl.program_id(2).to(tl.int64)
@@ -45,8 +47,13 @@ def _attention_decode_kernel(
     q_mask = (rows < GROUP)[:, None] & (cols < HEAD_DIM)[None, :]
     q = tl.load(q_ptr + sequence * q_batch_stride + q_offsets, mask=q_mask, other=0.0)
 
-    length = tl.minimum(tl.load(lengths_ptr + sequence), capacity)
+    length = capacity
+    if lengths_ptr is not None:
+        length = tl.minimum(tl.load(lengths_ptr + sequence * lengths_batch_stride), capacity).to(tl.int32)
     first = tl.where(window > 0, tl.maximum(length - window, 0), 0)
+    if mask_ptr is not None:
+        mask_ptr += sequence * mask_batch_stride
+        first, length = range_in_use(mask_ptr, mask_tokens, first, length, SCAN)
     begin, end = split_range(length, first, BLOCK_N)
     peak = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
@@ -54,7 +61,7 @@ def _attention_decode_kernel(
     peak, total, acc = attend_range(
         q, k_cache_ptr + sequence * k_batch_stride + kv_head.to(tl.int64) * k_head_stride,
         v_cache_ptr + sequence * v_batch_stride + kv_head.to(tl.int64) * v_head_stride,
-        k_token_stride, v_token_stride, begin, end, peak, total, acc, scale * 1.4426950408889634,
+        k_token_stride, v_token_stride, mask_ptr, begin, end, peak, total, acc, scale * 1.4426950408889634,
         HEAD_DIM, BLOCK_D, BLOCK_N,
     )  # fmt: skip
     store_split(
@@ -77,24 +84,31 @@ def plan_attention_decode(
     q: torch.Tensor,
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
-    lengths: torch.Tensor,
+    lengths: torch.Tensor | None,
     scale: float,
     window: int,
+    mask: torch.Tensor | None = None,
     *,
     config: Config,
     device: Device,
 ) -> Plan:
     """Launches of decode attention.
 
-    q [B, Hq, D], caches [B, Hkv, S, D] of q's dtype, any strides but a unit stride over D; lengths [B] int32,
-    tokens to attend in each sequence (cached, the current one included; more than S counts as S). Output [B,
-    Hq, D]. Raises ValueError for other shapes, dtypes or strides.
+    q [B, Hq, D], caches [B, Hkv, S, D] of q's dtype, any strides but a unit stride over D. lengths [B] int32 or
+    int64, any stride: tokens to attend in each sequence (cached, the current one included; more than S counts as S);
+    None is S for all. window counts back from there. mask [B, S] bool, True = attend, unit stride over S, any over B
+    (0 for one mask of all sequences): of the tokens that lengths and window leave, those that it allows. A sequence
+    without any gives zeros. Hidden K and V between the first and the last True must be finite, as for torch's
+    attention. Output [B, Hq, D]. Raises ValueError for other shapes, dtypes or strides.
     """
-    check_heads("q", q)
+    check_heads("q", q, "rows")
     check_caches(q, k_cache, v_cache)
-    check_lengths(lengths, q.shape[0])
     batch, q_heads, head_dim = q.shape
     kv_heads, capacity = k_cache.shape[1], k_cache.shape[2]
+    if lengths is not None:
+        check_lengths(lengths, batch)
+    if mask is not None:
+        check_mask(mask, batch, capacity)
     splits = config.integer("SPLITS")
     out = torch.empty(batch, q_heads, head_dim, dtype=q.dtype, device=q.device)
     parts = split_parts(out, splits)
@@ -102,11 +116,13 @@ def plan_attention_decode(
         fn=_attention_decode_kernel,
         grid=(splits, kv_heads, batch),
         args={
-            "q_ptr": q, "k_cache_ptr": k_cache, "v_cache_ptr": v_cache, "lengths_ptr": lengths,
+            "q_ptr": q, "k_cache_ptr": k_cache, "v_cache_ptr": v_cache, "lengths_ptr": lengths, "mask_ptr": mask,
             "out_ptr": out, "part_ptr": parts[0], "part_lse_ptr": parts[1],
             **row_strides("q", q, "batch", "head"),
             **row_strides("k", k_cache, "batch", "head", "token"),
             **row_strides("v", v_cache, "batch", "head", "token"),
+            **row_strides("lengths", lengths, "batch"),
+            **row_strides("mask", mask, "batch"), "mask_tokens": None if mask is None else capacity,
             "capacity": capacity, "window": window, "scale": float(scale),
         },
         constexprs=head_constexprs(q_heads, kv_heads, head_dim, config),
@@ -121,36 +137,44 @@ def attention_decode(
     q: torch.Tensor,
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
-    lengths: torch.Tensor,
+    lengths: torch.Tensor | None,
     scale: float,
     window: int,
+    mask: torch.Tensor | None = None,
     *,
     config: Config,
     device: Device,
 ) -> torch.Tensor:
     """Run decode attention: see `plan_attention_decode`."""
-    return plan_attention_decode(q, k_cache, v_cache, lengths, scale, window, config=config, device=device).run()[0]
+    plan = plan_attention_decode(q, k_cache, v_cache, lengths, scale, window, mask, config=config, device=device)
+    return plan.run()[0]
 
 
 def attention_decode_reference(
     q: torch.Tensor,
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
-    lengths: torch.Tensor,
+    lengths: torch.Tensor | None,
     scale: float,
     window: int,
+    mask: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor]:
     """The formula in fp32, one sequence at a time to bound the memory; output in q's dtype."""
     batch, q_heads, head_dim = q.shape
     kv_heads = k_cache.shape[1]
     out = torch.zeros(batch, q_heads, head_dim, dtype=torch.float32, device=q.device)
     for sequence in range(batch):
-        length = min(int(lengths[sequence]), k_cache.shape[2])
+        length = k_cache.shape[2]
+        if lengths is not None:
+            length = min(int(lengths[sequence]), length)
         first = max(length - window, 0) if window > 0 else 0
-        if length == 0:
-            continue
         keys = k_cache[sequence, :, first:length].float()
         values = v_cache[sequence, :, first:length].float()
+        if mask is not None:
+            is_seen = mask[sequence, first:length]
+            keys, values = keys[:, is_seen], values[:, is_seen]
+        if keys.shape[1] == 0:
+            continue
         grouped = q[sequence].float().view(kv_heads, q_heads // kv_heads, head_dim)
         weights = torch.softmax(grouped @ keys.transpose(1, 2) * scale, -1)
         out[sequence] = (weights @ values).view(q_heads, head_dim)

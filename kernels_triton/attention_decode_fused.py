@@ -1,7 +1,8 @@
 """Decode attention with everything between the QKV product and the output product in one kernel.
 
 q and the new k of every sequence get RMSNorm over each head (qk_norm) and rotary position embedding, the new
-k and v go into the cache at position lengths[b], and q attends to the cache and the new token:
+k and v go into the cache at position lengths[b], and q attends to the new token and to the cache before it, of
+which a mask may hide tokens:
 
     norm(x) = weight * (x / sqrt(mean(x^2) + eps) rounded to the dtype)
     rope(x) = x * cos + rotate_half(x) * sin,  rotate_half(x) = [-x[D/2:], x[:D/2]], each product rounded to
@@ -22,13 +23,14 @@ from ..search_spaces.arch import Device
 from ..search_spaces.attention import ATTENTION_DECODE_FUSED, AttentionDecodeFusedProblem
 from ..search_spaces.config import Config
 from .attention_decode import attention_decode_reference
-from .attention_operands import check_caches, check_heads, check_lengths, check_like, row_strides
+from .attention_operands import check_caches, check_heads, check_lengths, check_like, check_mask, row_strides
 from .launch import Launch, Plan, compile_options
 from .spec import TORCH_DTYPES, KernelSpec, make_generator, random_tensor
 from .split_attention import (
     attend_range,
     combine_launch,
     head_constexprs,
+    range_in_use,
     split_parts,
     split_range,
     store_split,
@@ -63,15 +65,16 @@ def _norm_rope(
     return ((x * cos).to(dtype).to(tl.float32) + (rotated * sin).to(dtype).to(tl.float32)).to(dtype)
 
 
-@triton.jit(do_not_specialize=["capacity", "window"])
+@triton.jit(do_not_specialize=["lengths_batch_stride", "capacity", "window"])
 def _attention_decode_fused_kernel(
     q_ptr, k_new_ptr, v_new_ptr, q_weight_ptr, k_weight_ptr, cos_ptr, sin_ptr, k_cache_ptr, v_cache_ptr,
-    lengths_ptr, out_ptr, part_ptr, part_lse_ptr,
+    lengths_ptr, mask_ptr, out_ptr, part_ptr, part_lse_ptr,
     q_batch_stride, q_head_stride, k_new_batch_stride, k_new_head_stride, v_new_batch_stride,
     v_new_head_stride, cos_batch_stride, sin_batch_stride, k_batch_stride, k_head_stride, k_token_stride,
-    v_batch_stride, v_head_stride, v_token_stride, capacity, window, eps, scale, Q_HEADS: tl.constexpr, GROUP:
-    tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
-    IS_SPLIT: tl.constexpr, QK_NORM: tl.constexpr,
+    v_batch_stride, v_head_stride, v_token_stride, lengths_batch_stride, mask_batch_stride, mask_tokens,
+    capacity, window, eps, scale, Q_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, IS_SPLIT: tl.constexpr, SCAN: tl.constexpr,
+    QK_NORM: tl.constexpr,
 ):  # fmt: skip
     kv_head = tl.program_id(1)
     sequence = tl.program_id(2).to(tl.int64)
@@ -87,7 +90,7 @@ def _attention_decode_fused_kernel(
     v_ptr = v_cache_ptr + sequence * v_batch_stride + kv_head.to(tl.int64) * v_head_stride
     scale_log2 = scale * 1.4426950408889634
 
-    length = tl.minimum(tl.load(lengths_ptr + sequence), capacity)
+    length = tl.minimum(tl.load(lengths_ptr + sequence * lengths_batch_stride), capacity).to(tl.int32)
     peak = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
@@ -106,9 +109,12 @@ def _attention_decode_fused_kernel(
         acc += v_new.to(tl.float32)
 
     first = tl.where(window > 0, tl.maximum(length + 1 - window, 0), 0)
+    if mask_ptr is not None:
+        mask_ptr += sequence * mask_batch_stride
+        first, length = range_in_use(mask_ptr, mask_tokens, first, length, SCAN)
     begin, end = split_range(length, first, BLOCK_N)
     peak, total, acc = attend_range(
-        q, k_ptr, v_ptr, k_token_stride, v_token_stride, begin, end, peak, total, acc, scale_log2,
+        q, k_ptr, v_ptr, k_token_stride, v_token_stride, mask_ptr, begin, end, peak, total, acc, scale_log2,
         HEAD_DIM, BLOCK_D, BLOCK_N,
     )  # fmt: skip
     store_split(
@@ -141,6 +147,7 @@ def plan_attention_decode_fused(
     eps: float,
     scale: float,
     window: int,
+    mask: torch.Tensor | None = None,
     *,
     config: Config,
     device: Device,
@@ -148,16 +155,21 @@ def plan_attention_decode_fused(
     """Launches of decode attention with norm, RoPE and KV write; the caches are changed in place.
 
     q [B, Hq, D], k_new and v_new [B, Hkv, D] before norm and RoPE, any strides but a unit stride over D
-    (views of one qkv row are fine); q_weight and k_weight [D], both or neither; cos and sin [B, D]; caches
-    [B, Hkv, S, D]; lengths [B] int32, tokens in the cache before the new one, each below S (a full cache is
-    left as it is). Outputs: [B, Hq, D] and the two caches. Raises ValueError for other shapes, dtypes or
-    strides.
+    (views of one qkv row are fine); q_weight and k_weight [D], both or neither; cos and sin [B, D], stride over B
+    may be 0; caches [B, Hkv, S, D]; lengths [B] int32 or int64, any stride (0 where all sequences write at one
+    position): tokens in the cache before the new one, each below S (a full cache is left as it is). mask [B, S] bool,
+    True = attend, unit stride over S, any over B: hides tokens of the cache before position lengths[b]. The new token
+    is always attended, whatever the mask says of it, and what stands behind it never is. Hidden K and V between the
+    first and the last True must be finite. Outputs: [B, Hq, D] and the two caches. Raises ValueError for other
+    shapes, dtypes or strides.
     """
-    check_heads("q", q)
+    check_heads("q", q, "rows")
     check_caches(q, k_cache, v_cache)
     batch, q_heads, head_dim = q.shape
     kv_heads, capacity = k_cache.shape[1], k_cache.shape[2]
     check_lengths(lengths, batch)
+    if mask is not None:
+        check_mask(mask, batch, capacity)
     if head_dim % 2:
         raise ValueError(f"head_dim {head_dim} is odd: rotate_half needs two halves")
     for name, tensor, shape in (
@@ -179,7 +191,7 @@ def plan_attention_decode_fused(
         args={
             "q_ptr": q, "k_new_ptr": k_new, "v_new_ptr": v_new, "q_weight_ptr": q_weight,
             "k_weight_ptr": k_weight, "cos_ptr": cos, "sin_ptr": sin, "k_cache_ptr": k_cache,
-            "v_cache_ptr": v_cache, "lengths_ptr": lengths,
+            "v_cache_ptr": v_cache, "lengths_ptr": lengths, "mask_ptr": mask,
             "out_ptr": out, "part_ptr": parts[0], "part_lse_ptr": parts[1],
             **row_strides("q", q, "batch", "head"),
             **row_strides("k_new", k_new, "batch", "head"),
@@ -188,6 +200,8 @@ def plan_attention_decode_fused(
             **row_strides("sin", sin, "batch"),
             **row_strides("k", k_cache, "batch", "head", "token"),
             **row_strides("v", v_cache, "batch", "head", "token"),
+            **row_strides("lengths", lengths, "batch"),
+            **row_strides("mask", mask, "batch"), "mask_tokens": None if mask is None else capacity,
             "capacity": capacity, "window": window, "eps": float(eps), "scale": float(scale),
         },
         constexprs={
@@ -215,13 +229,14 @@ def attention_decode_fused(
     eps: float,
     scale: float,
     window: int,
+    mask: torch.Tensor | None = None,
     *,
     config: Config,
     device: Device,
 ) -> torch.Tensor:
     """Run fused decode attention and change the caches: see `plan_attention_decode_fused`."""
     return plan_attention_decode_fused(
-        q, k_new, v_new, q_weight, k_weight, cos, sin, k_cache, v_cache, lengths, eps, scale, window,
+        q, k_new, v_new, q_weight, k_weight, cos, sin, k_cache, v_cache, lengths, eps, scale, window, mask,
         config=config, device=device,
     ).run()[0]  # fmt: skip
 
@@ -252,6 +267,7 @@ def attention_decode_fused_reference(
     eps: float,
     scale: float,
     window: int,
+    mask: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Norm and RoPE rounded as Hugging Face's model, attention in fp32; returns copies of the caches."""
     k_cache, v_cache = k_cache.clone(), v_cache.clone()
@@ -260,7 +276,10 @@ def attention_decode_fused_reference(
     k_cache[sequence, :, position] = norm_rope_reference(k_new, k_weight, cos, sin, eps)
     v_cache[sequence, :, position] = v_new
     q = norm_rope_reference(q, q_weight, cos, sin, eps)
-    (out,) = attention_decode_reference(q, k_cache, v_cache, lengths + 1, scale, window)
+    if mask is not None:
+        mask = mask.clone(memory_format=torch.contiguous_format)
+        mask[sequence, position] = True
+    (out,) = attention_decode_reference(q, k_cache, v_cache, lengths + 1, scale, window, mask)
     return out, k_cache, v_cache
 
 

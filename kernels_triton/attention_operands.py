@@ -7,10 +7,11 @@ import torch
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def check_heads(name: str, tensor: torch.Tensor) -> None:
-    """[rows, heads, head_dim] of a dtype we have kernels for, unit stride over it. Raises ValueError."""
-    if tensor.dim() != 3:
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected [rows, heads, head_dim]")
+def check_heads(name: str, tensor: torch.Tensor, *axes: str) -> None:
+    """[*axes, heads, head_dim] of a dtype we have kernels for, unit stride over it. Raises ValueError."""
+    if tensor.dim() != len(axes) + 2:
+        expected = ", ".join((*axes, "heads", "head_dim"))
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected [{expected}]")
     if tensor.dtype not in _DTYPES:
         raise ValueError(f"{name} is {tensor.dtype}, expected bfloat16, float16 or float32")
     _check_unit_stride(name, tensor)
@@ -43,16 +44,26 @@ def check_group(q_heads: int, kv_heads: int) -> None:
 
 
 def check_lengths(lengths: torch.Tensor, batch: int) -> None:
-    """[B] int32, contiguous. Raises ValueError."""
-    check_like("lengths", lengths, (batch,), torch.int32)
+    """[B] int32 or int64, any stride: one number for all sequences is an expanded tensor. Raises ValueError."""
+    if tuple(lengths.shape) != (batch,):
+        raise ValueError(f"lengths has shape {tuple(lengths.shape)}, expected {(batch,)}")
+    if lengths.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"lengths is {lengths.dtype}, expected int32 or int64")
 
 
-def row_strides(name: str, tensor: torch.Tensor, *axes: str) -> dict[str, int]:
-    """`{name}_{axis}_stride` in elements for the leading axes.
+def check_mask(mask: torch.Tensor, *shape: int) -> None:
+    """Exactly this shape, bool, unit stride over the keys; the others are free and may be 0. Raises ValueError."""
+    check_like("mask", mask, shape, torch.bool)
+
+
+def row_strides(name: str, tensor: torch.Tensor | None, *axes: str) -> dict[str, int | None]:
+    """`{name}_{axis}_stride` in elements for the leading axes; None each, no run-time argument, for no tensor.
 
     An axis of length 1 gets stride 0, whatever torch made up for it: it is never stepped over, and an
     accidental 1 or odd number would make Triton compile another binary.
     """
+    if tensor is None:
+        return dict.fromkeys((f"{name}_{axis}_stride" for axis in axes), None)
     return {
         f"{name}_{axis}_stride": tensor.stride(position) if tensor.shape[position] > 1 else 0
         for position, axis in enumerate(axes)

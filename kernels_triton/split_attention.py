@@ -15,6 +15,8 @@ from ..search_spaces.config import Config
 from .launch import Launch
 
 _COMBINE_WARPS = 4
+_SCAN_TOKENS_PER_WARP = 512
+"""Of a mask's row, read at a time: one 16-byte load for each of 32 threads."""
 
 
 @triton.jit
@@ -27,14 +29,35 @@ def split_range(length, first, BLOCK_N: tl.constexpr):
 
 
 @triton.jit
+def range_in_use(mask_ptr, mask_tokens, first, length, BLOCK: tl.constexpr):
+    """From the first True of mask[first:length] to one past the last; without any, an empty range.
+
+    Every split reads its sequence's row, one byte a token. The loads are bounded by the row's length, which is
+    specialised, and not by `length`: a bound of unknown divisibility would make them byte by byte.
+    """
+    lanes = tl.arange(0, BLOCK)
+    low, high = length, first
+    for start in tl.range(first // BLOCK * BLOCK, length, BLOCK):
+        tokens = start + lanes
+        is_used = tl.load(mask_ptr + tokens, mask=tokens < mask_tokens, other=0).to(tl.int1)
+        is_used = is_used & (tokens >= first) & (tokens < length)
+        # Reduced in the loop: with vectors carried out of it and reduced behind it, Triton 3.7.1 gives up
+        # pipelining the loop over K and V that follows.
+        low = tl.minimum(low, tl.min(tl.where(is_used, tokens, length), 0))
+        high = tl.maximum(high, tl.max(tl.where(is_used, tokens + 1, first), 0))
+    return low, high
+
+
+@triton.jit
 def attend_range(
-    q, k_ptr, v_ptr, k_stride, v_stride, begin, end, peak, total, acc, scale_log2,
+    q, k_ptr, v_ptr, k_stride, v_stride, mask_ptr, begin, end, peak, total, acc, scale_log2,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Online softmax of q [rows, BLOCK_D] over cached tokens begin..end; peak, total [rows], acc like q.
 
     The pointers stand at token 0 of one sequence and kv head. They advance as scalars, and the offsets inside
-    a block stay 32-bit: the form that AMD's buffer loads want.
+    a block stay 32-bit: the form that AMD's buffer loads want. mask_ptr is None or the sequence's row. K and V of
+    tokens that it hides inside the range are loaded all the same, so that their loads do not wait for the mask.
     """
     k_ptr += begin.to(tl.int64) * k_stride
     v_ptr += begin.to(tl.int64) * v_stride
@@ -49,10 +72,17 @@ def attend_range(
             mask = mask & (cols < HEAD_DIM)[None, :]
         k = tl.load(k_ptr + k_offsets, mask=mask, other=0.0)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
+        if mask_ptr is not None:
+            is_seen = tl.load(mask_ptr + start + rows, mask=is_seen, other=0).to(tl.int1)
         scores = tl.where(is_seen[None, :], scores, float("-inf"))
         new_peak = tl.maximum(peak, tl.max(scores, 1))
-        weights = tl.exp2(scores - new_peak[:, None])
-        decay = tl.exp2(peak - new_peak)
+        if mask_ptr is not None:
+            # A split may begin in a hole of the mask: nothing is seen yet.
+            offset = tl.where(new_peak == float("-inf"), 0.0, new_peak)
+        else:
+            offset = new_peak
+        weights = tl.exp2(scores - offset[:, None])
+        decay = tl.exp2(peak - offset)
         total = total * decay + tl.sum(weights, 1)
         v = tl.load(v_ptr + v_offsets, mask=mask, other=0.0)
         acc = tl.dot(weights.to(v.dtype), v, acc * decay[:, None], input_precision="ieee")
@@ -152,4 +182,5 @@ def head_constexprs(q_heads: int, kv_heads: int, head_dim: int, config: Config) 
         "BLOCK_D": max(16, triton.next_power_of_2(head_dim)),
         "BLOCK_N": config.integer("BLOCK_N"),
         "IS_SPLIT": config.integer("SPLITS") > 1,
+        "SCAN": _SCAN_TOKENS_PER_WARP * config.integer("num_warps"),
     }

@@ -9,11 +9,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .autotune.api import tune
     from .cache.store import ConfigStore
+    from .compiler.enable import compile, uncompile
+    from .compiler.explain import explain
+    from .compiler.registration import register
+    from .compiler.selection import reload
 
 __version__ = "0.1.0"
-__all__ = ["ConfigStore", "__version__", "tune"]
+__all__ = ["ConfigStore", "__version__", "compile", "explain", "register", "reload", "tune", "uncompile"]
 
-_HOME_OF = {"ConfigStore": "cache.store", "tune": "autotune.api"}
+_HOME_OF = {
+    "ConfigStore": "cache.store",
+    "compile": "compiler.enable",
+    "explain": "compiler.explain",
+    "register": "compiler.registration",
+    "reload": "compiler.selection",
+    "tune": "autotune.api",
+    "uncompile": "compiler.enable",
+}
 
 
 def __getattr__(name: str) -> Any:

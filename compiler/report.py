@@ -8,15 +8,31 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from torch import fx
+
+from ..search_spaces.problem import Problem
+from .canonical import value
+from .ops.registry import OPERATORS, problems_of
 from .site import Site, Status
 
 HISTORY = 256
 """How many reports a process keeps."""
 
 
+def problems_of_call(call: fx.Node) -> tuple[tuple[Problem, ...], ...]:
+    """What a call of one of our operators asks the database about; empty for any other node."""
+    name = getattr(getattr(call.target, "_schema", None), "name", "").partition("::")[2]
+    if name not in OPERATORS:
+        return ()
+    return problems_of(name, fx.map_arg(call.args, value))
+
+
 @dataclass(frozen=True)
 class SiteRow:
-    """One site as a report keeps it: see `site.Site`. `problems` are what its operation asks the database about."""
+    """One site as a report keeps it: `site.Site` without the graph's nodes.
+
+    `ways` are the ways to run its operator, each with the tuning problems the database is asked about.
+    """
 
     pattern: str
     where: str
@@ -24,11 +40,18 @@ class SiteRow:
     status: Status
     detail: str = ""
     reason: str = ""
-    problems: tuple[Any, ...] = ()
+    ways: tuple[tuple[Problem, ...], ...] = ()
 
     @classmethod
-    def of(cls, site: Site, problems: tuple[Any, ...] = ()) -> SiteRow:
-        return cls(site.pattern, site.where, site.anchor, site.status, site.detail, site.reason, problems)
+    def of(cls, site: Site) -> SiteRow:
+        call = site.call if site.status is Status.REPLACED else None
+        ways = problems_of_call(call) if call is not None else ()
+        return cls(site.pattern, site.where, site.anchor, site.status, site.detail, site.reason, ways)
+
+    def to_json(self) -> dict[str, Any]:
+        plain = asdict(replace(self, ways=()))
+        ways = [[str(problem) for problem in way] for way in self.ways]
+        return plain | {"status": self.status.value, "ways": ways}
 
     @property
     def why(self) -> str:
@@ -74,11 +97,7 @@ class CompileReport:
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON's types."""
-        found = asdict(replace(self, sites=()))
-        sites = [
-            asdict(replace(site, problems=())) | {"problems": [str(p) for p in site.problems]} for site in self.sites
-        ]
-        return found | {"sites": [site | {"status": site["status"].value} for site in sites]}
+        return asdict(replace(self, sites=())) | {"sites": [site.to_json() for site in self.sites]}
 
     def table(self) -> str:
         """Plain text: one line per pattern, then what was not replaced and why, equal reasons together."""

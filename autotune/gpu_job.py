@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..kernels_triton.gpu import arch_text_of
 from ..kernels_triton.launch import Plan
 from ..kernels_triton.registry import spec_of
 from ..search_spaces.arch import device_named
@@ -15,7 +16,6 @@ from ..search_spaces.config import Config
 from ..search_spaces.model.facts import merged
 from .aot import compile_unit, units_of
 from .isa import facts_of
-from .local_gpu import arch_text_of
 from .measure import Clock, GraphClock, cache_plan, sample, sample_interleaved
 from .verify import fault_of, poison
 

@@ -6,9 +6,9 @@ import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from ..search_spaces.arch import Device, UnknownArch, UnknownDevice, resolve
+from ..kernels_triton.gpu import arch_text_of, device_of_properties
+from ..search_spaces.arch import Device
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,5 @@ def find_local_gpu() -> LocalGpu | None:
     if not torch.cuda.is_available():
         return None
     properties = torch.cuda.get_device_properties(0)
-    arch_text = arch_text_of(properties)
-    for text in (properties.name, arch_text):
-        try:
-            device = resolve(text)
-        except (UnknownArch, UnknownDevice):
-            continue
-        return LocalGpu(device, properties.name, arch_text)
-    return None
-
-
-def arch_text_of(properties: Any) -> str:
-    """What the driver calls the architecture, from torch's device properties: `gfx942:sramecc+:xnack-` or `9.0`."""
-    return getattr(properties, "gcnArchName", None) or f"{properties.major}.{properties.minor}"
+    device = device_of_properties(properties)
+    return None if device is None else LocalGpu(device, properties.name, arch_text_of(properties))

@@ -82,7 +82,7 @@ def connect(
         connection = sqlite3.connect(uri, uri=True, timeout=timeout_s, isolation_level=None, check_same_thread=False)
         try:
             connection.execute("PRAGMA trusted_schema=OFF")
-            version = _retrying(lambda: identify(connection, path))
+            version = _retrying(lambda: identify(connection, path), timeout_s)
             if read_only and version == 0:
                 raise DatabaseMissing(f"{shown(path)} is empty; `autotune run` fills it")
             if read_only and version < SCHEMA:
@@ -91,7 +91,7 @@ def connect(
                     " open it once for writing (`autotune run`) to migrate it"
                 )
             if not read_only:
-                _retrying(lambda: connection.execute("PRAGMA journal_mode=WAL").fetchone())
+                _retrying(lambda: connection.execute("PRAGMA journal_mode=WAL").fetchone(), timeout_s)
                 # One driver writes, a few commits a second: an fsync per commit is affordable and keeps a
                 # finished trial through a power cut, where NORMAL would only keep it through a killed
                 # process.
@@ -158,9 +158,9 @@ def newer(path: Path, version: int) -> NewerDatabase:
     )
 
 
-def _retrying(step: Callable[[], T]) -> T:
-    """Result of `step`, tried again for 4 s while SQLite says the file is locked."""
-    deadline = time.monotonic() + _WAL_RACE_S
+def _retrying(step: Callable[[], T], timeout_s: float) -> T:
+    """Result of `step`, tried again for 4 s, or `timeout_s` if that is less, while SQLite says the file is locked."""
+    deadline = time.monotonic() + min(_WAL_RACE_S, timeout_s)
     while True:
         try:
             return step()

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .connection import connect
+from .connection import BUSY_TIMEOUT_S, connect
 from .errors import CorruptDatabase, translated
 from .key import Cell
 from .records import ENV_COLUMNS, SOURCE_COLUMNS, row_digest, tuned_row
@@ -54,10 +54,10 @@ Stored = tuple[str, str, int]
 class Layer:
     """Questions to one file. Each raises StoreError when the file is damaged or gone; not safe between threads."""
 
-    def __init__(self, path: Path, *, is_shipped: bool) -> None:
+    def __init__(self, path: Path, *, is_shipped: bool, timeout_s: float = BUSY_TIMEOUT_S) -> None:
         self.path = path
         self._is_shipped = is_shipped
-        self._connection = connect(path, read_only=True, is_immutable=is_shipped)
+        self._connection = connect(path, read_only=True, is_immutable=is_shipped, timeout_s=timeout_s)
         self._connection.row_factory = sqlite3.Row
         self._sites: dict[Site, list[Stored]] | None = None
 

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from .answer import Answer, Counts, Explanation, Tier, weigh
+from .connection import BUSY_TIMEOUT_S
 from .errors import DatabaseMissing, StoreError, shown
 from .hint import run_line
 from .key import Cell, compiler_digest
@@ -78,6 +79,7 @@ class Lookup:
         max_log2_distance: float = MAX_LOG2_DISTANCE,
         beyond_range: bool = False,
         report_misses: bool = True,
+        timeout_s: float = BUSY_TIMEOUT_S,
     ) -> Lookup:
         """Open for reading; no file is changed and nothing is created beside a shipped one.
 
@@ -87,13 +89,14 @@ class Lookup:
         environment) marks answers whose timing was taken under another compiler. `beyond_range` lets the nearest
         bucket also serve a batch outside the range that was tuned, within the same distance. `report_misses=False`
         leaves misses out of the log, for a caller that asks speculatively; `counts` has them either way.
+        `timeout_s` is how long a question may wait for a file that another process has locked.
         """
         user, others = Path(path), [Path(each) for each in shipped]
         layers: list[Layer] = []
         skipped: list[str] = []
         for where in (user, *others):
             try:
-                layers.append(Layer(where, is_shipped=where is not user))
+                layers.append(Layer(where, is_shipped=where is not user, timeout_s=timeout_s))
             except StoreError as error:
                 if not others:
                     raise

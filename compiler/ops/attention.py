@@ -7,8 +7,10 @@ import math
 import torch
 from torch.nn import functional
 
-from .ask import Ask, Asks
+from ..ask import Ask, Asks
+from ..choice import Way
 from .define import define
+from .launching import launching, unit_last
 from .rope import qk_norm_rope
 
 Tensor = torch.Tensor
@@ -150,3 +152,41 @@ def _write(cache: Tensor, positions: Tensor, new: Tensor) -> None:
         cache.index_copy_(2, positions.view(-1), rows)
     else:
         cache[torch.arange(len(cache), device=cache.device), :, positions] = rows[:, :, 0]
+
+
+@ATTENTION.launcher
+@launching(asks_attention, attention)
+def _launch_attention(
+    way: Way, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, is_causal: bool, window: int
+) -> Tensor:
+    batch, q_heads, tokens, head_dim = q.shape
+    q, k, v = unit_last(q), unit_last(k), unit_last(v)
+    keys = k.shape[2]
+    if mask is not None:
+        mask = unit_last(mask)[:, 0].expand(batch, tokens, keys)
+    if way[0].problem.kernel == "attention_decode":
+        (out,) = way[0].run(q[:, :, 0], k, v, None, scale, window, None if mask is None else mask[:, 0])
+        return out.view(batch, 1, q_heads, head_dim)
+    if is_causal and keys > tokens:
+        # The kernel aligns the last query with the last key, torch the first with the first.
+        k, v = k[:, :, :tokens], v[:, :, :tokens]
+    (out,) = way[0].run(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), scale, window, mask, is_causal)
+    return out
+
+
+@ATTENTION_DECODE_FUSED.launcher
+@launching(asks_attention_decode_fused, attention_decode_fused)
+def _launch_attention_decode_fused(
+    way: Way, q: Tensor, k: Tensor, v: Tensor, q_weight: Tensor | None, k_weight: Tensor | None, cos: Tensor,
+    sin: Tensor, k_cache: Tensor, v_cache: Tensor, positions: Tensor, mask: Tensor | None, eps: float, scale: float,
+    window: int,
+) -> Tensor:  # fmt: skip
+    batch, _, q_heads, head_dim = q.shape
+    if mask is not None:
+        mask = unit_last(mask)[:, 0, 0].expand(batch, k_cache.shape[2])
+    cos, sin = (unit_last(each)[:, 0].expand(batch, head_dim) for each in (cos, sin))
+    out, _, _ = way[0].run(
+        unit_last(q)[:, 0], unit_last(k)[:, 0], unit_last(v)[:, 0], q_weight, k_weight, cos, sin, k_cache, v_cache,
+        positions.expand(batch), eps, scale, window, mask,
+    )  # fmt: skip
+    return out.view(batch, 1, q_heads, head_dim)

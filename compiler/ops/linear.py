@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from .ask import Ask, Asks, rows_in
+from ..ask import Ask, Asks, rows_in
+from ..choice import Way
 from .define import define
+from .launching import launching, rows_of
 
 Tensor = torch.Tensor
 
@@ -77,3 +79,26 @@ def linear_qkv(
 def linear_silu_mul(x: Tensor, gate_weight: Tensor, up_weight: Tensor) -> Tensor:
     """silu(x Wg^T) * (x Wu^T), each of the four steps rounded: weights [N, K] -> contiguous [..., N]."""
     return (functional.silu(functional.linear(x, gate_weight)) * functional.linear(x, up_weight)).contiguous()
+
+
+@LINEAR.launcher
+@launching(asks_linear, linear)
+def _launch_linear(way: Way, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    (y,) = way[0].run(rows_of(x), weight, bias, None if residual is None else rows_of(residual))
+    return y.view((*x.shape[:-1], y.shape[-1]))
+
+
+@LINEAR_QKV.launcher
+@launching(asks_linear_qkv, linear_qkv)
+def _launch_linear_qkv(
+    way: Way, x: Tensor, wq: Tensor, wk: Tensor, wv: Tensor, bq: Tensor | None, bk: Tensor | None, bv: Tensor | None
+) -> Tensor:
+    (y,) = way[0].run(rows_of(x), wq, wk, wv, bq, bk, bv)
+    return y.view((*x.shape[:-1], y.shape[-1]))
+
+
+@LINEAR_SILU_MUL.launcher
+@launching(asks_linear_silu_mul, linear_silu_mul)
+def _launch_linear_silu_mul(way: Way, x: Tensor, gate_weight: Tensor, up_weight: Tensor) -> Tensor:
+    (y,) = way[0].run(rows_of(x), gate_weight, up_weight)
+    return y.view((*x.shape[:-1], y.shape[-1]))

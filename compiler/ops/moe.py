@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from .ask import Ask, Asks
+from ..ask import Ask, Asks
+from ..choice import Way
 from .define import define
+from .launching import launching, unit_last
 
 Tensor = torch.Tensor
 
@@ -78,3 +80,28 @@ def experts(x: Tensor, w13: Tensor, w2: Tensor, weights: Tensor, ids: Tensor, re
     placed[order] = weighted
     out = placed.view(tokens, top_k, -1).sum(1).to(x.dtype)
     return out if residual is None else out + residual
+
+
+@ROUTER.launcher
+@launching(asks_router, router)
+def _launch_router(
+    way: Way, logits: Tensor, top_k: int, renormalize: bool, weights_dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    weights, ids = way[0].run(unit_last(logits), top_k, renormalize, weights_dtype)
+    return weights, ids
+
+
+@EXPERTS.launcher
+@launching(asks_experts, experts)
+def _launch_experts(
+    way: Way, x: Tensor, w13: Tensor, w2: Tensor, weights: Tensor, ids: Tensor, residual: Tensor | None
+) -> Tensor:
+    x, weights, ids = unit_last(x), weights.contiguous(), ids.contiguous()
+    residual = None if residual is None else unit_last(residual)
+    if len(way) == 1:
+        (out,) = way[0].run(x, w13, w2, ids, weights, residual)
+    else:
+        gate_up, down = way
+        (h,) = gate_up.run(x, w13, ids)
+        (out,) = down.run(h, w2, ids, weights, residual)
+    return out

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from .ask import Ask, Asks, rows_in
+from ..ask import Ask, Asks, rows_in
+from ..choice import Way
 from .define import define
+from .launching import launching, rows_of
 
 Tensor = torch.Tensor
 
@@ -46,6 +48,20 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     """(rms_norm(x + residual), x + residual), both contiguous; the sum is rounded to the dtype first."""
     total = (x + residual).contiguous()
     return normalised(total, weight, eps), total
+
+
+@RMS_NORM.launcher
+@launching(asks_rms_norm, rms_norm)
+def _launch_rms_norm(way: Way, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    (y,) = way[0].run(rows_of(x), weight, eps)
+    return y.view(x.shape)
+
+
+@ADD_RMS_NORM.launcher
+@launching(asks_add_rms_norm, add_rms_norm)
+def _launch_add_rms_norm(way: Way, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    y, total = way[0].run(rows_of(x), rows_of(residual), weight, eps)
+    return y.view(x.shape), total.view(x.shape)
 
 
 def normalised(x: Tensor, weight: Tensor, eps: float) -> Tensor:

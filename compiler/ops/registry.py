@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -10,9 +11,9 @@ from typing import Any
 import torch
 
 from ...search_spaces.problem import Problem
-from .ask import Ask, Asks
+from ..ask import Ask, Asks
 from .attention import ATTENTION, ATTENTION_DECODE_FUSED, asks_attention, asks_attention_decode_fused
-from .define import Operator
+from .define import NAMESPACE, Operator
 from .linear import LINEAR, LINEAR_QKV, LINEAR_SILU_MUL, asks_linear, asks_linear_qkv, asks_linear_silu_mul
 from .moe import EXPERTS, ROUTER, asks_experts, asks_router
 from .norm import ADD_RMS_NORM, RMS_NORM, asks_add_rms_norm, asks_rms_norm
@@ -65,6 +66,19 @@ def asks_of(name: str, args: Sequence[Any]) -> Asks:
     """As `problems_of`, as the questions that `selection` answers."""
     plain = [_plain(arg) for arg in args]
     return () if any(arg is _UNKNOWN for arg in plain) else _ASKS[name](*plain)
+
+
+@contextmanager
+def launch_on_cpu() -> Iterator[None]:
+    """Every operator takes its launcher for CPU tensors, by a registration that ends with the context."""
+    library = torch.library.Library(NAMESPACE, "IMPL")
+    try:
+        for operator in OPERATORS.values():
+            if operator.launch is not None:
+                library.impl(operator.name, operator.launch, "CPU")
+        yield
+    finally:
+        library._destroy()
 
 
 _UNKNOWN = object()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from .ask import Ask, Asks
+from ..ask import Ask, Asks
+from ..choice import Way
 from .define import define
+from .launching import launching, unit_last
 from .norm import normalised
 
 Tensor = torch.Tensor
@@ -49,6 +51,16 @@ def qk_norm_rope(
         k = normalised(k, k_weight, eps)
     cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)
     return rotated(q, cos, sin), rotated(k, cos, sin)
+
+
+@QK_NORM_ROPE.launcher
+@launching(asks_qk_norm_rope, qk_norm_rope)
+def _launch_qk_norm_rope(
+    way: Way, q: Tensor, k: Tensor, q_weight: Tensor | None, k_weight: Tensor | None, cos: Tensor, sin: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    q_out, k_out = way[0].run(unit_last(q), unit_last(k), q_weight, k_weight, unit_last(cos), unit_last(sin), eps)
+    return q_out, k_out
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

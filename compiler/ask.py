@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import torch
 
-from ...search_spaces.problem import InvalidProblem, Problem
-from ...search_spaces.registry import space_of
+from ..search_spaces.problem import InvalidProblem, Problem
+from ..search_spaces.registry import space_of
 
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 

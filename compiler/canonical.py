@@ -48,6 +48,11 @@ def arg(node: fx.Node, index: int, name: str | None = None, default: Any = None)
     return node.args[index] if index < len(node.args) else default
 
 
+def has_only(node: fx.Node, *names: str) -> bool:
+    """Whether the call has no arguments but these: no `alpha`, `out`, `dtype` or whatever else changes its meaning."""
+    return len(node.args) <= len(names) and all(name in names for name in node.kwargs)
+
+
 def value(node: Any) -> Any:
     """The fake tensor (or tuple, SymInt, number) of a node; anything else is returned as it is."""
     if not isinstance(node, fx.Node):
@@ -164,6 +169,23 @@ def is_axis(axis: Any, index: int, rank: int) -> bool:
 def is_last_axis(axis: Any, node: fx.Node) -> bool:
     """Whether `axis` is the last axis of the node's tensor."""
     return is_axis(axis, ndim(node) - 1, ndim(node))
+
+
+def is_swap(node: Any, first: int, second: int) -> bool:
+    """Whether the node exchanges axes `first` and `second` (>= 0), by `transpose` or `permute`, and nothing else."""
+    rank = ndim(node)
+    if is_op(node, "transpose"):
+        axes = [arg(node, 1, "dim0"), arg(node, 2, "dim1")]
+        if not all(isinstance(axis, int) for axis in axes):
+            return False
+        return {axis % rank for axis in axes} == {first, second}
+    if is_op(node, "permute"):
+        given = arg(node, 1, "dims")
+        order = list(given if isinstance(given, (list, tuple)) else node.args[1:])
+        swapped = list(range(rank))
+        swapped[first], swapped[second] = second, first
+        return all(isinstance(axis, int) for axis in order) and [axis % rank for axis in order] == swapped
+    return False
 
 
 def is_parameter(node: Any) -> bool:

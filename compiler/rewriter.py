@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor
 
-from .aliasing import is_mutating, mutated_args, storage_owner
+from .aliasing import mutated_args, storage_owner
 from .canonical import layer_of, same_shape, shape, value
 from .site import Reject, Site, Status, need
 
@@ -49,14 +50,25 @@ def single(is_anchor: Callable[[fx.Node], bool]) -> Anchors:
     return find
 
 
+def _mode_of(graph: fx.Graph) -> Any:
+    """The mode of the fake tensors in the graph; None where there is none."""
+    values = (value(node) for node in graph.nodes)
+    return next((found.fake_mode for found in values if isinstance(found, FakeTensor)), None)
+
+
 class Rewriter:
     """The graph of `module` under change, and the sites found so far."""
 
-    def __init__(self, module: fx.GraphModule, fake_mode: Any) -> None:
+    def __init__(self, module: fx.GraphModule, fake_mode: Any = None) -> None:
+        """`fake_mode` is asked only where no value in the graph is a fake tensor.
+
+        The mode is the graph's own: Dynamo puts another one into the tracing context before it calls a backend, and
+        fake tensors of two modes do not mix.
+        """
         self.module = module
         self.graph = module.graph
         self.sites: list[Site] = []
-        self._fake_mode = fake_mode if fake_mode is not None else contextlib.nullcontext()
+        self._fake_mode = _mode_of(module.graph) or fake_mode or contextlib.nullcontext()
         self._site_of_call: dict[fx.Node, Site] = {}
         self._dead: set[fx.Node] = set()
         self._site: Site | None = None
@@ -235,10 +247,23 @@ class Rewriter:
             self._site_of_call[site.call] = site
         self._bury(site.nodes)
 
-    def _bury(self, nodes: Sequence[fx.Node]) -> None:
-        for node in sorted(set(nodes), reverse=True):
-            if not is_mutating(node) and all(user in self._dead for user in node.users):
-                self._dead.add(node)
+    def _bury(self, nodes: Iterable[fx.Node]) -> None:
+        """Those of the nodes that nothing else needs are dead from now on.
+
+        A write dies with the node that made the storage: whoever reads it is a user of that node, near or far.
+        """
+        dying = {node for node in nodes if node not in self._dead}
+        is_settled = False
+        while not is_settled:
+            needed = [
+                node
+                for node in sorted(dying, reverse=True)
+                if any(user not in dying and user not in self._dead for user in node.users)
+                or any(storage_owner(written) not in dying for written in mutated_args(node))
+            ]
+            dying.difference_update(needed)
+            is_settled = not needed
+        self._dead |= dying
 
     def _take_back(self, site: Site) -> None:
         for old, new in reversed(site.swaps):

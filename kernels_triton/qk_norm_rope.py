@@ -3,8 +3,8 @@
 The heads of all tokens are one list of rows, first those of q, then those of k; a program takes BLOCK_H consecutive
 rows, so that neither few heads nor an odd number of them leaves threads idle. A head is held as its two halves, which
 are each other's partners in RoPE: nothing is loaded twice and nothing moves between threads but the sum of squares.
-Every row loads its cos, sin and weight again, from the nearest cache, because one vector for many rows would go through
-shared memory and a barrier: the compiled code has neither. At 64 bytes a clock and unit (the figure of CDNA 2) this is
+Every row loads its cos, sin and weight again, from the nearest cache, because one vector for many rows goes through
+shared memory in programs of one warp; the compiled code has neither that nor a barrier. At 64 bytes a clock and unit (the figure of CDNA 2) this is
 a quarter of an MI300X's L1 bandwidth when HBM is the limit.
 """
 

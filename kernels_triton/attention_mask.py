@@ -19,8 +19,6 @@ _ROWS = 8
 _KEYS = 1024
 _WARPS = 8
 """A program reads 8 KiB of the mask at a time: 32 bytes a thread on NVIDIA, 16 on AMD."""
-MAX_BLOCK_N = 128
-"""The copy's rows are a multiple of this; no block of keys is longer."""
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -56,13 +54,13 @@ def _mask_ranges_kernel(
     tl.store(out + 2 * tokens.to(tl.int64), ends, mask=is_row)
 
 
-def mask_ranges_launch(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, tuple[Launch]]:
-    """Of mask [B, T, S] bool with unit stride over S: ranges [B, 3, T] int32, copy [B, T, S rounded up] uint8, and the
-    launch that fills both.
+def mask_ranges_launch(mask: torch.Tensor, block_n: int) -> tuple[torch.Tensor, torch.Tensor, tuple[Launch]]:
+    """Of mask [B, T, S] bool with unit stride over S: ranges [B, 3, T] int32, copy [B, T, S rounded up to whole blocks
+    of block_n keys] uint8, False behind S, and the launch that fills both.
     """
     batch, tokens, keys = mask.shape
     ranges = torch.empty(batch, 3, tokens, dtype=torch.int32, device=mask.device)
-    copy_keys = triton.cdiv(keys, MAX_BLOCK_N) * MAX_BLOCK_N
+    copy_keys = triton.cdiv(keys, block_n) * block_n
     copy = torch.empty(batch, tokens, copy_keys, dtype=torch.uint8, device=mask.device)
     launch = Launch(
         fn=_mask_ranges_kernel,

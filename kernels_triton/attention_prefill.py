@@ -182,8 +182,8 @@ def plan_attention_prefill(
         raise ValueError(f"window {window} belongs to the causal rule: a mask says itself what is seen")
     if mask is None and is_causal and keys < tokens:
         raise ValueError(f"{tokens} queries cannot be the last of {keys} keys")
-    ranges, mask_copy, scan = (None, None, ()) if mask is None else mask_ranges_launch(mask)
-    block_m = config.integer("BLOCK_M")
+    block_m, block_n = config.integer("BLOCK_M"), config.integer("BLOCK_N")
+    ranges, mask_copy, scan = (None, None, ()) if mask is None else mask_ranges_launch(mask, block_n)
     xcds = device.xcds if q_heads % device.xcds == 0 else 1
     out = torch.empty(batch, tokens, q_heads, head_dim, dtype=q.dtype, device=q.device)
     attend = Launch(
@@ -200,7 +200,7 @@ def plan_attention_prefill(
         constexprs={
             "Q_HEADS": q_heads, "GROUP": q_heads // kv_heads, "HEAD_DIM": head_dim,
             "BLOCK_D": max(16, triton.next_power_of_2(head_dim)), "BLOCK_M": block_m,
-            "BLOCK_N": config.integer("BLOCK_N"), "IS_CAUSAL": is_causal, "HAS_WINDOW": window > 0, "XCDS": xcds,
+            "BLOCK_N": block_n, "IS_CAUSAL": is_causal, "HAS_WINDOW": window > 0, "XCDS": xcds,
         },
         options=compile_options(config),
     )  # fmt: skip

@@ -17,7 +17,7 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
 
-from .aliasing import mutated_args, storage_owner
+from .aliasing import is_view, may_alias, mutated_args, storage_owner
 from .canonical import layer_of, same_shape, shape, value
 from .site import Reject, Site, Status, need
 
@@ -96,13 +96,15 @@ class Rewriter:
 
     def check_no_write(self, inputs: Iterable[Any], first: fx.Node, before: fx.Node) -> None:
         """Reject if a node from `first` up to `before` writes an input, which `before` would then read too late."""
-        owners = {storage_owner(each) for each in inputs if isinstance(each, fx.Node)}
+        owners: set[fx.Node] | None = None
         node = first
         while node is not before and node.op != "output" and node < before:
             for written in mutated_args(node):
-                need(
-                    storage_owner(written) not in owners, f"an input is written in place by {node.name} before its use"
-                )
+                if owners is None:
+                    owners = {storage_owner(each) for each in inputs if isinstance(each, fx.Node)}
+                owner = storage_owner(written)
+                is_input = owner in owners or any(may_alias(owner, each) for each in owners)
+                need(not is_input, f"an input is written in place by {node.name} before its use")
             node = node.next
 
     # Changing
@@ -161,13 +163,15 @@ class Rewriter:
         return node
 
     def replace(self, old: fx.Node, new: fx.Node) -> None:
-        """Give all users of `old` the value `new`. Reject unless shape (statically), dtype and device are equal."""
+        """Give all users of `old` the value `new`. Reject unless shape (statically), dtype and device are equal, and
+        the views that are taken of `old` can be taken of `new`."""
         assert self._site is not None, "values are replaced inside a match"
         a, b = value(old), value(new)
         need(isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor), "an output is not a tensor")
         need(same_shape(shape(old), shape(new)), f"output shape {tuple(b.shape)} is not {tuple(a.shape)}")
         need(a.dtype == b.dtype, f"output dtype {b.dtype} is not {a.dtype}")
         need(a.device == b.device, f"output device {b.device} is not {a.device}")
+        self._check_views(old, b)
         self._site.swaps.append((old, new))
         self._site.nodes.append(old)
         made = set(self._site.emitted)
@@ -188,8 +192,11 @@ class Rewriter:
     def undo(self, site: Site, reason: str) -> bool:
         """Take a replaced site out again and bring back what it stood for, its parts included.
 
-        False, and nothing changes, where a user of the new value comes before the old one.
+        False, and nothing changes, where the site does not stand in the graph by itself, or where a user of the new
+        value comes before the old one.
         """
+        if site.status is not Status.REPLACED:
+            return False
         made = self._dead.union(site.emitted)
         if any(user < old for old, new in site.swaps for user in new.users if user not in made):
             site.reason = f"{reason}; kept, because a later site reads it early"
@@ -200,6 +207,8 @@ class Rewriter:
             part.status = Status.REPLACED
         if site.call is not None:
             self._site_of_call.pop(site.call, None)
+        # What another site stands for as well goes on being dead.
+        self._bury(list(self._candidates().intersection(site.nodes)))
         return True
 
     def sweep(self) -> int:
@@ -232,6 +241,30 @@ class Rewriter:
         return len(dead)
 
     # Inside
+
+    def _check_views(self, old: fx.Node, new: torch.Tensor) -> None:
+        """Take every view of `old` of the new value, as long as strides differ: `view` of a slice can fail."""
+        assert self._site is not None
+        work: list[tuple[fx.Node, Any]] = [(old, new)]
+        while work:
+            node, fresh = work.pop()
+            if isinstance(fresh, torch.Tensor) and same_shape(value(node).stride(), fresh.stride()):
+                continue
+            for user in self.users(node):
+                if is_view(user) and user not in self._site.emitted:
+                    is_raw = getattr(user.target, "__name__", user.target) == "as_strided"
+                    need(not is_raw, f"{user.name} reads raw strides")
+                    work.append((user, self._view_of(user, node, fresh)))
+
+    def _view_of(self, user: fx.Node, node: fx.Node, fresh: Any) -> Any:
+        """The fake value of `user` if `node` had the value `fresh`."""
+        args, kwargs = fx.map_arg((user.args, user.kwargs), lambda each: fresh if each is node else value(each))
+        function = getattr(type(args[0]), user.target) if isinstance(user.target, str) else user.target
+        try:
+            with self._fake_mode, torch.no_grad():
+                return function(*args, **kwargs)
+        except RuntimeError as error:
+            raise Reject(f"{user.name} cannot view the new layout: {str(error).partition(chr(10))[0]}") from error
 
     def _candidates(self) -> set[fx.Node]:
         found: set[fx.Node] = set()

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from .graph_copy import copy_module
 from .log import LOG
@@ -52,7 +51,7 @@ def rewrite(module: fx.GraphModule, options: Options) -> Rewritten:
     """A copy of `module` with our operators in it; `module` stays as it is, for a fallback."""
     start = time.perf_counter()
     copied = copy_module(module)
-    rewriter = Rewriter(copied, _fake_mode(copied))
+    rewriter = Rewriter(copied)
     for pattern in patterns():
         if pattern.name not in options.disable_patterns:
             rewriter.run(pattern)
@@ -66,15 +65,3 @@ def rewrite(module: fx.GraphModule, options: Options) -> Rewritten:
         nodes_after=len(copied.graph.nodes),
         seconds=time.perf_counter() - start,
     )
-
-
-def _fake_mode(module: fx.GraphModule) -> FakeTensorMode | None:
-    """The fake mode that the graph's values belong to; None where they are real.
-
-    Not torch._guards.detect_fake_mode: that is the mode Dynamo made for the backend's inputs, another one.
-    """
-    for node in module.graph.nodes:
-        found = node.meta.get("example_value")
-        if isinstance(found, FakeTensor):
-            return found.fake_mode
-    return None

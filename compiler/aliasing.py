@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from .canonical import is_tensor, op, value
+from .canonical import is_tensor, ndim, op, value
 
 _IN_PLACE = {
     operator.setitem, operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv,
@@ -32,6 +32,8 @@ _OTHER_VIEWS = {
     "split_with_sizes", "swapaxes", "swapdims", "t", "tensor_split", "type_as", "unbind", "unflatten", "unfold",
     "unsafe_chunk", "unsafe_split", "view_as_complex", "view_as_real", "vsplit",
 }  # fmt: skip
+# Their outputs are tensors of their own.
+_FRESH_TUPLES = {"topk", "sort"}
 
 
 def mutated_args(node: fx.Node) -> tuple[fx.Node, ...]:
@@ -124,10 +126,26 @@ def _shares_with(node: fx.Node) -> fx.Node | None:
     written = mutated_args(node)
     if written:
         return written[0]
-    if is_view(node):
+    if is_view(node) and not _is_fresh_item(node):
         return next(iter(_nodes(node.args)), None)
     mine = _storage(node)
     return next((each for each in node.all_input_nodes if mine is not None and _storage(each) == mine), None)
+
+
+def _is_fresh_item(node: fx.Node) -> bool:
+    """Whether indexing is no view: by a tensor of indices, which copies, or into a tuple of new tensors.
+
+    An index without axes selects, and that is a view.
+    """
+    if op(node) != "getitem":
+        return False
+    source, index = node.args[0], node.args[1]
+    if any(ndim(each) > 0 for each in _nodes(index if isinstance(index, tuple) else (index,))):
+        return True
+    if op(source) in _FRESH_TUPLES:
+        return True
+    target = source.target if isinstance(source, fx.Node) and not is_tensor(source) else None
+    return isinstance(target, torch._ops.OpOverload) and all(r.alias_info is None for r in target._schema.returns)
 
 
 def _storage(node: fx.Node) -> int | None:

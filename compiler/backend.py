@@ -26,7 +26,7 @@ from .log import LOG, warn_once
 from .lowering import Compiled, cache_key, lower
 from .options import Options, read_options
 from .passes import Rewritten, names, rewrite
-from .report import CompileReport, SiteRow, history
+from .report import CompileReport, history
 from .site import Status
 
 NAME = "paiton"
@@ -94,8 +94,7 @@ def _rewritten(
             if options.strict:
                 raise MatcherFault(f"pattern {site.pattern} at {site.where or site.anchor}: {site.detail}")
             warn_once(f"the matcher of {site.pattern} failed at {site.where or site.anchor}: {site.detail}")
-    rows = tuple(SiteRow.of(site) for site in done.sites)
-    report = replace(report, sites=rows, rewrite_s=done.seconds)
+    report = replace(report, sites=done.sites, rewrite_s=done.seconds)
     if not report.has_operators:
         return None, report
     return done, replace(report, nodes_after=done.nodes_after)

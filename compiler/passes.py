@@ -2,46 +2,36 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from dataclasses import dataclass
-from importlib import import_module
 
 from torch import fx
 
+from .decide import decide, operator_calls
 from .graph_copy import copy_module
 from .log import LOG
+from .ops.registry import problems_of
 from .options import Options
+from .patterns import add_rms_norm, attention, experts, linear, qkv, rms_norm, rope, router, swiglu
+from .report import Calls, SiteRow
 from .rewriter import Pattern, Rewriter
-from .site import Site
 
 # Later patterns see the operators of earlier ones; `linear` takes what is left.
-_FILES = ("router", "experts", "rms_norm", "rope", "attention", "add_rms_norm", "swiglu", "qkv", "linear")
-
-
-@functools.cache
-def patterns() -> tuple[Pattern, ...]:
-    """Every pattern, in order."""
-    found: list[Pattern] = []
-    for name in _FILES:
-        try:
-            found.append(import_module(f"{__package__}.patterns.{name}").PATTERN)
-        except ImportError as error:  # while the patterns are being written
-            LOG.debug("%s: %s", name, error)
-    return tuple(found)
+_FILES = (router, experts, rms_norm, rope, attention, add_rms_norm, swiglu, qkv, linear)
+PATTERNS: tuple[Pattern, ...] = tuple(file.PATTERN for file in _FILES)
 
 
 def names() -> tuple[str, ...]:
     """What `paiton.disable_patterns` may name."""
-    return tuple(pattern.name for pattern in patterns())
+    return tuple(pattern.name for pattern in PATTERNS)
 
 
 @dataclass(frozen=True)
 class Rewritten:
-    """A rewritten copy of a graph, the sites, and what it took."""
+    """A rewritten copy of a graph, what became of its sites, and what it took."""
 
     module: fx.GraphModule
-    sites: tuple[Site, ...]
+    sites: tuple[SiteRow, ...]
     nodes_before: int
     nodes_after: int
     seconds: float
@@ -52,16 +42,31 @@ def rewrite(module: fx.GraphModule, options: Options) -> Rewritten:
     start = time.perf_counter()
     copied = copy_module(module)
     rewriter = Rewriter(copied)
-    for pattern in patterns():
+    for pattern in PATTERNS:
         if pattern.name not in options.disable_patterns:
             rewriter.run(pattern)
+    # Asked for while all operators stand: one that is decided against has a command that would tune it.
+    asked = _asked(rewriter)
+    decide(rewriter, options.sites)
     rewriter.sweep()
     copied.graph.lint()
     copied.recompile()
     return Rewritten(
         module=copied,
-        sites=tuple(rewriter.sites),
+        sites=tuple(SiteRow.of(site, asked.get(id(site), ())) for site in rewriter.sites),
         nodes_before=len(module.graph.nodes),
         nodes_after=len(copied.graph.nodes),
         seconds=time.perf_counter() - start,
     )
+
+
+def _asked(rewriter: Rewriter) -> dict[int, Calls]:
+    """By a site's id, for every operator it put in: the ways to run it. Only the report wants to know."""
+    try:
+        return {
+            id(site): tuple((name, problems_of(name, args)) for name, args in operator_calls(site))
+            for site in rewriter.sites
+        }
+    except Exception:
+        LOG.debug("the report goes without tuning problems", exc_info=True)
+        return {}

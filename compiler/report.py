@@ -8,31 +8,20 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from torch import fx
-
 from ..search_spaces.problem import Problem
-from .canonical import value
-from .ops.registry import OPERATORS, problems_of
 from .site import Site, Status
 
 HISTORY = 256
 """How many reports a process keeps."""
 
 
-def problems_of_call(call: fx.Node) -> tuple[tuple[Problem, ...], ...]:
-    """What a call of one of our operators asks the database about; empty for any other node."""
-    name = getattr(getattr(call.target, "_schema", None), "name", "").partition("::")[2]
-    if name not in OPERATORS:
-        return ()
-    return problems_of(name, fx.map_arg(call.args, value))
+Calls = tuple[tuple[str, tuple[tuple[Problem, ...], ...]], ...]
+"""Calls of our operators: each one's name, and the ways to run it with the tuning problems of each."""
 
 
 @dataclass(frozen=True)
 class SiteRow:
-    """One site as a report keeps it: `site.Site` without the graph's nodes.
-
-    `ways` are the ways to run its operator, each with the tuning problems the database is asked about.
-    """
+    """One site as a report keeps it: `site.Site` without the graph's nodes. `calls` are the operators it asked for."""
 
     pattern: str
     where: str
@@ -40,18 +29,18 @@ class SiteRow:
     status: Status
     detail: str = ""
     reason: str = ""
-    ways: tuple[tuple[Problem, ...], ...] = ()
+    calls: Calls = ()
 
     @classmethod
-    def of(cls, site: Site) -> SiteRow:
-        call = site.call if site.status is Status.REPLACED else None
-        ways = problems_of_call(call) if call is not None else ()
-        return cls(site.pattern, site.where, site.anchor, site.status, site.detail, site.reason, ways)
+    def of(cls, site: Site, calls: Calls = ()) -> SiteRow:
+        return cls(site.pattern, site.where, site.anchor, site.status, site.detail, site.reason, calls)
 
     def to_json(self) -> dict[str, Any]:
-        plain = asdict(replace(self, ways=()))
-        ways = [[str(problem) for problem in way] for way in self.ways]
-        return plain | {"status": self.status.value, "ways": ways}
+        plain = asdict(replace(self, calls=()))
+        calls = [
+            {"operator": name, "ways": [[str(problem) for problem in way] for way in ways]} for name, ways in self.calls
+        ]
+        return plain | {"status": self.status.value, "calls": calls}
 
     @property
     def why(self) -> str:

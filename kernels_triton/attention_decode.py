@@ -61,7 +61,7 @@ def _attention_decode_kernel(
     peak, total, acc = attend_range(
         q, k_cache_ptr + sequence * k_batch_stride + kv_head.to(tl.int64) * k_head_stride,
         v_cache_ptr + sequence * v_batch_stride + kv_head.to(tl.int64) * v_head_stride,
-        k_token_stride, v_token_stride, mask_ptr, begin, end, peak, total, acc, scale * 1.4426950408889634,
+        k_token_stride, v_token_stride, mask_ptr, None, begin, end, peak, total, acc, scale * 1.4426950408889634,
         HEAD_DIM, BLOCK_D, BLOCK_N,
     )  # fmt: skip
     store_split(

@@ -1,16 +1,11 @@
 """Decode attention with everything between the QKV product and the output product in one kernel.
 
 q and the new k of every sequence get RMSNorm over each head (qk_norm) and rotary position embedding, the new
-k and v go into the cache at position lengths[b], and q attends to the new token and to the cache before it, of
-which a mask may hide tokens:
-
-    norm(x) = weight * (x / sqrt(mean(x^2) + eps) rounded to the dtype)
-    rope(x) = x * cos + rotate_half(x) * sin,  rotate_half(x) = [-x[D/2:], x[:D/2]], each product rounded to
-    the dtype
-
-rounded as Hugging Face's eager Qwen3 rounds. Every split repeats norm and RoPE of its query heads in
-registers; only the last split touches the new k and v: it takes them from registers and stores them, so no
-program waits for another. The idea of keeping the new k and v in registers is vLLM's (pull request 57682).
+k and v go into the cache at position lengths[b], and q attends to the new token and to the cache before it, or to
+whatever a mask of the whole cache allows. Norm and RoPE round as Hugging Face's eager Qwen3 does (`norm_rope`). Every split
+repeats those of its query heads in registers; only the last split touches the new k and v: it takes them from
+registers and stores them, so no program waits for another. The idea of keeping the new k and v in registers is
+vLLM's (pull request 57682).
 """
 
 from __future__ import annotations
@@ -25,6 +20,7 @@ from ..search_spaces.config import Config
 from .attention_decode import attention_decode_reference
 from .attention_operands import check_caches, check_heads, check_lengths, check_like, check_mask, row_strides
 from .launch import Launch, Plan, compile_options
+from .norm_rope import norm_rope_reference, rotate, scale_head
 from .spec import TORCH_DTYPES, KernelSpec, make_generator, random_tensor
 from .split_attention import (
     attend_range,
@@ -57,12 +53,12 @@ def _norm_rope(
         inverse = tl.rsqrt(tl.sum(x * x, 1) / HEAD_DIM + eps)[:, None]
         weight = tl.load(weight_ptr + cols, mask=col_mask, other=0.0).to(tl.float32)[None, :]
         partner_weight = tl.load(weight_ptr + partners, mask=col_mask, other=0.0).to(tl.float32)[None, :]
-        x = ((x * inverse).to(dtype).to(tl.float32) * weight).to(dtype).to(tl.float32)
-        partner = ((partner * inverse).to(dtype).to(tl.float32) * partner_weight).to(dtype).to(tl.float32)
+        x = scale_head(x, inverse, weight, dtype)
+        partner = scale_head(partner, inverse, partner_weight, dtype)
     rotated = tl.where(is_first_half[None, :], -partner, partner)
     cos = tl.load(cos_ptr + cols, mask=col_mask, other=0.0).to(tl.float32)[None, :]
     sin = tl.load(sin_ptr + cols, mask=col_mask, other=0.0).to(tl.float32)[None, :]
-    return ((x * cos).to(dtype).to(tl.float32) + (rotated * sin).to(dtype).to(tl.float32)).to(dtype)
+    return rotate(x, rotated, cos, sin, dtype)
 
 
 @triton.jit(do_not_specialize=["lengths_batch_stride", "capacity", "window"])
@@ -91,6 +87,8 @@ def _attention_decode_fused_kernel(
     scale_log2 = scale * 1.4426950408889634
 
     length = tl.minimum(tl.load(lengths_ptr + sequence * lengths_batch_stride), capacity).to(tl.int32)
+    if mask_ptr is not None:
+        mask_ptr += sequence * mask_batch_stride
     peak = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
@@ -107,16 +105,27 @@ def _attention_decode_fused_kernel(
         peak = tl.sum(q.to(tl.float32) * k_new.to(tl.float32), 1) * scale_log2
         total += 1.0
         acc += v_new.to(tl.float32)
+        if mask_ptr is not None:
+            is_new_seen = tl.load(mask_ptr + length, mask=length < capacity, other=0).to(tl.int1)
+            peak = tl.where(is_new_seen, peak, float("-inf"))
+            total = tl.where(is_new_seen, total, 0.0)
+            acc = tl.where(is_new_seen, acc, 0.0)
 
-    first = tl.where(window > 0, tl.maximum(length + 1 - window, 0), 0)
     if mask_ptr is not None:
-        mask_ptr += sequence * mask_batch_stride
-        first, length = range_in_use(mask_ptr, mask_tokens, first, length, SCAN)
-    begin, end = split_range(length, first, BLOCK_N)
-    peak, total, acc = attend_range(
-        q, k_ptr, v_ptr, k_token_stride, v_token_stride, mask_ptr, begin, end, peak, total, acc, scale_log2,
-        HEAD_DIM, BLOCK_D, BLOCK_N,
-    )  # fmt: skip
+        # The new token may stand anywhere in what the mask allows, and another program is just writing it.
+        first, seen_end = range_in_use(mask_ptr, mask_tokens, 0, capacity, SCAN)
+        begin, end = split_range(seen_end, first, BLOCK_N)
+        peak, total, acc = attend_range(
+            q, k_ptr, v_ptr, k_token_stride, v_token_stride, mask_ptr, length, begin, end, peak, total, acc,
+            scale_log2, HEAD_DIM, BLOCK_D, BLOCK_N,
+        )  # fmt: skip
+    else:
+        first = tl.where(window > 0, tl.maximum(length + 1 - window, 0), 0)
+        begin, end = split_range(length, first, BLOCK_N)
+        peak, total, acc = attend_range(
+            q, k_ptr, v_ptr, k_token_stride, v_token_stride, None, None, begin, end, peak, total, acc,
+            scale_log2, HEAD_DIM, BLOCK_D, BLOCK_N,
+        )  # fmt: skip
     store_split(
         out_ptr,
         part_ptr,
@@ -158,10 +167,10 @@ def plan_attention_decode_fused(
     (views of one qkv row are fine); q_weight and k_weight [D], both or neither; cos and sin [B, D], stride over B
     may be 0; caches [B, Hkv, S, D]; lengths [B] int32 or int64, any stride (0 where all sequences write at one
     position): tokens in the cache before the new one, each below S (a full cache is left as it is). mask [B, S] bool,
-    True = attend, unit stride over S, any over B: hides tokens of the cache before position lengths[b]. The new token
-    is always attended, whatever the mask says of it, and what stands behind it never is. Hidden K and V between the
-    first and the last True must be finite. Outputs: [B, Hq, D] and the two caches. Raises ValueError for other
-    shapes, dtypes or strides.
+    True = attend, unit stride over S, any over B: it alone says which tokens of the cache are seen once the new one is
+    in it, as in torch's attention after an in-place write, and window must be 0. A sequence without any gives zeros.
+    Hidden K and V between the first and the last True must be finite. Outputs: [B, Hq, D] and the two caches. Raises
+    ValueError for other shapes, dtypes or strides.
     """
     check_heads("q", q, "rows")
     check_caches(q, k_cache, v_cache)
@@ -170,6 +179,8 @@ def plan_attention_decode_fused(
     check_lengths(lengths, batch)
     if mask is not None:
         check_mask(mask, batch, capacity)
+        if window:
+            raise ValueError(f"window {window} beside a mask: a mask says itself what is seen")
     if head_dim % 2:
         raise ValueError(f"head_dim {head_dim} is odd: rotate_half needs two halves")
     for name, tensor, shape in (
@@ -241,18 +252,6 @@ def attention_decode_fused(
     ).run()[0]  # fmt: skip
 
 
-def norm_rope_reference(
-    x: torch.Tensor, weight: torch.Tensor | None, cos: torch.Tensor, sin: torch.Tensor, eps: float
-) -> torch.Tensor:
-    """Norm and RoPE of heads [B, H, D] in torch, with the roundings of Hugging Face's eager model."""
-    if weight is not None:
-        wide = x.float()
-        x = weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
-    half = x.shape[-1] // 2
-    rotated = torch.cat((-x[..., half:], x[..., :half]), -1)
-    return x * cos[:, None] + rotated * sin[:, None]
-
-
 def attention_decode_fused_reference(
     q: torch.Tensor,
     k_new: torch.Tensor,
@@ -276,10 +275,8 @@ def attention_decode_fused_reference(
     k_cache[sequence, :, position] = norm_rope_reference(k_new, k_weight, cos, sin, eps)
     v_cache[sequence, :, position] = v_new
     q = norm_rope_reference(q, q_weight, cos, sin, eps)
-    if mask is not None:
-        mask = mask.clone(memory_format=torch.contiguous_format)
-        mask[sequence, position] = True
-    (out,) = attention_decode_reference(q, k_cache, v_cache, lengths + 1, scale, window, mask)
+    seen = lengths + 1 if mask is None else None
+    (out,) = attention_decode_reference(q, k_cache, v_cache, seen, scale, window, mask)
     return out, k_cache, v_cache
 
 

@@ -15,16 +15,14 @@ import triton.language as tl
 
 
 @triton.jit
-def scale_head(x, inverse_rms, weight):
-    """fp32 x and 1 / rms -> the normalised head, rounded before and after the weight, as fp32."""
-    dtype = weight.dtype
+def scale_head(x, inverse_rms, weight, dtype: tl.constexpr):
+    """fp32 x and 1 / rms -> the normalised head, rounded to dtype before and after the weight, as fp32."""
     return ((x * inverse_rms).to(dtype).to(tl.float32) * weight.to(tl.float32)).to(dtype).to(tl.float32)
 
 
 @triton.jit
-def rotate(x, partner, cos, sin):
-    """x * cos + partner * sin in the dtype of cos; fp32 x, and as partner what rotate_half puts in its place."""
-    dtype = cos.dtype
+def rotate(x, partner, cos, sin, dtype: tl.constexpr):
+    """x * cos + partner * sin in dtype; fp32 x, and as partner what rotate_half puts in its place."""
     kept = (x * cos.to(tl.float32)).to(dtype).to(tl.float32)
     return (kept + (partner * sin.to(tl.float32)).to(dtype).to(tl.float32)).to(dtype)
 

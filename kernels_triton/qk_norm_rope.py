@@ -4,8 +4,8 @@ The heads of all tokens are one list of rows, first those of q, then those of k;
 rows, so that neither few heads nor an odd number of them leaves threads idle. A head is held as its two halves, which
 are each other's partners in RoPE: nothing is loaded twice and nothing moves between threads but the sum of squares.
 Every row loads its cos, sin and weight again, from the nearest cache, because one vector for many rows goes through
-shared memory in programs of one warp; the compiled code has neither that nor a barrier. At 64 bytes a clock and unit (the figure of CDNA 2) this is
-a quarter of an MI300X's L1 bandwidth when HBM is the limit.
+shared memory in programs of one warp; the compiled code has neither that nor a barrier. At 64 bytes a clock and unit
+(the figure of CDNA 2) this is a quarter of an MI300X's L1 bandwidth when HBM is the limit.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ def _norm_rope_rows(
     mask = (first_row + rows < tokens * HEADS)[:, None] & column_ok[None, :]
     x_ptrs = x_ptr + first_token.to(tl.int64) * x_token_stride
     x_ptrs += (token * x_token_stride + head * x_head_stride)[:, None] + columns[None, :]
+    dtype = x_ptr.dtype.element_ty
     low = tl.load(x_ptrs, mask=mask, other=0.0).to(tl.float32)
     high = tl.load(x_ptrs + HALF, mask=mask, other=0.0).to(tl.float32)
     cos_ptrs = cos_ptr + first_token.to(tl.int64) * cos_token_stride
@@ -58,11 +59,11 @@ def _norm_rope_rows(
     if weight_ptr is not None:
         inverse_rms = tl.rsqrt(tl.sum(low * low + high * high, 1) / HEAD_DIM + eps)[:, None]
         weight_ptrs = weight_ptr + tl.zeros((BLOCK_H, 1), tl.int32) + columns[None, :]
-        low = scale_head(low, inverse_rms, tl.load(weight_ptrs, mask=mask, other=0.0))
-        high = scale_head(high, inverse_rms, tl.load(weight_ptrs + HALF, mask=mask, other=0.0))
+        low = scale_head(low, inverse_rms, tl.load(weight_ptrs, mask=mask, other=0.0), dtype)
+        high = scale_head(high, inverse_rms, tl.load(weight_ptrs + HALF, mask=mask, other=0.0), dtype)
     y_ptrs = y_ptr + first_row.to(tl.int64) * HEAD_DIM + (rows * HEAD_DIM)[:, None] + columns[None, :]
-    tl.store(y_ptrs, rotate(low, -high, cos_low, sin_low), mask=mask)
-    tl.store(y_ptrs + HALF, rotate(high, low, cos_high, sin_high), mask=mask)
+    tl.store(y_ptrs, rotate(low, -high, cos_low, sin_low, dtype), mask=mask)
+    tl.store(y_ptrs + HALF, rotate(high, low, cos_high, sin_high, dtype), mask=mask)
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -152,7 +153,7 @@ def _token_axes(tensors: dict[str, torch.Tensor]) -> tuple[int, int, dict[str, i
         batch, tokens, strides = 1, batch, {name: (0, by_batch) for name, (by_batch, _) in strides.items()}
     elif batch == 1 or all(by_batch == tokens * by_token for by_batch, by_token in strides.values()):
         batch, tokens, strides = 1, batch * tokens, {name: (0, by_token) for name, (_, by_token) in strides.items()}
-    named = {}
+    named: dict[str, int] = {}
     for name, (by_batch, by_token) in strides.items():
         named |= {f"{name}_batch_stride": by_batch, f"{name}_token_stride": by_token}
     return batch, tokens, named

@@ -50,7 +50,7 @@ def range_in_use(mask_ptr, mask_tokens, first, length, BLOCK: tl.constexpr):
 
 @triton.jit
 def attend_range(
-    q, k_ptr, v_ptr, k_stride, v_stride, mask_ptr, begin, end, peak, total, acc, scale_log2,
+    q, k_ptr, v_ptr, k_stride, v_stride, mask_ptr, skipped, begin, end, peak, total, acc, scale_log2,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Online softmax of q [rows, BLOCK_D] over cached tokens begin..end; peak, total [rows], acc like q.
@@ -58,6 +58,7 @@ def attend_range(
     The pointers stand at token 0 of one sequence and kv head. They advance as scalars, and the offsets inside
     a block stay 32-bit: the form that AMD's buffer loads want. mask_ptr is None or the sequence's row. K and V of
     tokens that it hides inside the range are loaded all the same, so that their loads do not wait for the mask.
+    `skipped` is None or a token that is not read at all.
     """
     k_ptr += begin.to(tl.int64) * k_stride
     v_ptr += begin.to(tl.int64) * v_stride
@@ -67,6 +68,8 @@ def attend_range(
     v_offsets = rows[:, None] * v_stride + cols[None, :]
     for start in tl.range(begin, end, BLOCK_N):
         is_seen = rows < end - start
+        if skipped is not None:
+            is_seen = is_seen & (start + rows != skipped)
         mask = is_seen[:, None]
         if HEAD_DIM != BLOCK_D:
             mask = mask & (cols < HEAD_DIM)[None, :]

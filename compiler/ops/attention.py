@@ -67,7 +67,7 @@ def asks_attention_decode_fused(
     k_cache: Tensor, v_cache: Tensor, positions: Tensor, mask: Tensor | None, eps: float, scale: float, window: int,
 ) -> Asks:  # fmt: skip
     """One kernel, where q and k are both normalised or neither is."""
-    if (q_weight is None) != (k_weight is None):
+    if (q_weight is None) != (k_weight is None) or (mask is not None and window > 0):
         return ()
     context = context_bucket(k_cache.shape[2])
     dims = (q.shape[2], k.shape[2], q.shape[3], window, context, int(q_weight is not None))
@@ -107,21 +107,21 @@ def attention_decode_fused(
     """One token of each sequence: q [B, 1, Hq, D], k and v [B, 1, Hk, D] before norm and RoPE -> [B, 1, Hq, D].
 
     As qk_norm_rope; then k and v are written to the caches [B, Hk, T, D] at `positions` ([1] for all sequences or [B],
-    integers), and q attends to that token and to those before it, of them the last `window` (0: all) that
-    mask (bool, [B or 1, 1, 1, T], True = attend) allows.
+    integers), and q attends to what the mask (bool, [B or 1, 1, 1, T], True = attend) allows of the caches then, or
+    without a mask to the new token and those before it, of them the last `window` (0: all). A window excludes a mask.
     """
     q, k = qk_norm_rope(q, k, q_weight, k_weight, cos, sin, eps)
     _write(k_cache, positions, k)
     _write(v_cache, positions, v)
-    keys = torch.arange(k_cache.shape[2], device=q.device)
-    own = positions.view(-1, 1)
-    if mask is not None:
-        seen = (mask[:, 0, 0] & (keys <= own)) | (keys == own)
-    else:
+    if mask is None:
+        keys, own = torch.arange(k_cache.shape[2], device=q.device), positions.view(-1, 1)
         seen = keys <= own
-    if window > 0:
-        seen = seen & (keys > own - window)
-    out = _grouped_attention(q.transpose(1, 2), k_cache, v_cache, seen[:, None, None], scale, False)
+        if window > 0:
+            seen = seen & (keys > own - window)
+        mask = seen[:, None, None]
+    elif window > 0:
+        raise ValueError(f"window {window} beside a mask: a mask says itself what is seen")
+    out = _grouped_attention(q.transpose(1, 2), k_cache, v_cache, mask, scale, False)
     return out.transpose(1, 2).contiguous()
 
 

@@ -15,10 +15,10 @@ from paiton.kernels_triton.attention_decode import (
 from paiton.kernels_triton.attention_decode_fused import (
     ATTENTION_DECODE_FUSED_SPEC,
     attention_decode_fused,
-    norm_rope_reference,
     plan_attention_decode_fused,
 )
 from paiton.kernels_triton.launch import Plan
+from paiton.kernels_triton.norm_rope import norm_rope_reference
 from paiton.kernels_triton.spec import KernelSpec
 from paiton.kernels_triton.tolerance import TOLERANCES
 from paiton.search_spaces.arch import resolve
@@ -64,6 +64,35 @@ def fused_inputs(lengths: list[int], *, dtype: str = "fp32", window: int = 0, qk
                 cache[sequence, :, : max(length + 1 - window, 0)] = NAN
     inputs[LENGTHS] = torch.tensor(lengths, dtype=torch.int32)
     return inputs
+
+
+def fused_under(mask: torch.Tensor, lengths: list[int], dtype: str = "fp32") -> list:
+    """Fused inputs and a mask, which alone says what is seen: it may allow what stands behind the new token."""
+    inputs = fused_inputs(lengths, dtype=dtype, context=mask.shape[1])
+    for cache in inputs[LENGTHS - 2 : LENGTHS]:
+        cache.nan_to_num_(0.5)
+    return [*inputs, mask]
+
+
+def mask_of(kind: str, batch: int, tokens: int) -> torch.Tensor:
+    """Masks [B, S] over the tokens of a cache."""
+    token = torch.arange(tokens)
+    if kind == "left padding":
+        return torch.stack([token >= 6 * sequence for sequence in range(batch)])
+    if kind == "static cache":  # padding to the left, room to the right
+        return torch.stack([(token >= 3 * sequence) & (token < 20 + sequence) for sequence in range(batch)])
+    if kind == "holes":
+        return torch.rand(batch, tokens, generator=torch.Generator().manual_seed(3)) > 0.8
+    if kind == "long hole":  # the first split ends and the second begins inside of it
+        return ((token < 3) | (token > tokens - 4)).expand(batch, -1)
+    if kind == "nothing":
+        return (token < 0).expand(batch, -1)
+    if kind == "one":
+        return (token == 17).expand(batch, -1)
+    raise ValueError(kind)
+
+
+MASKS = ("left padding", "static cache", "holes", "long hole", "nothing", "one")
 
 
 def run_poisoned(plan: Plan) -> tuple[torch.Tensor, ...]:
@@ -137,6 +166,98 @@ def test_an_empty_sequence_gives_zeros(splits: int) -> None:
     out = run_poisoned(plan)[0]
     assert (out[0] == 0).all()
     torch.testing.assert_close(out, ATTENTION_DECODE_SPEC.reference(*inputs)[0], rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize("kind", MASKS)
+def test_masks(kind: str, splits: int, dtype: str) -> None:
+    """Over all of the cache (lengths None), and over what lengths, or the new token's position, leave of it."""
+    inputs = plain_inputs([53, 53], dtype=dtype, context=53)
+    mask = mask_of(kind, 2, 53)
+    check(ATTENTION_DECODE_SPEC, [*inputs[:3], None, *inputs[4:], mask], config_of(16, splits), dtype)
+    inputs[3] = torch.tensor([37, 1])
+    check(ATTENTION_DECODE_SPEC, [*inputs, mask], config_of(16, splits), dtype)
+    check(ATTENTION_DECODE_FUSED_SPEC, fused_under(mask, [52, 19], dtype), config_of(16, splits), dtype)
+
+
+@pytest.mark.parametrize("window", [1, 16, 40])
+@pytest.mark.parametrize("kind", ["left padding", "holes", "one"])
+def test_masks_within_a_window(kind: str, window: int) -> None:
+    mask = mask_of(kind, 2, 41)
+    check(ATTENTION_DECODE_SPEC, [*plain_inputs([40, 3], window=window, context=41), mask], config_of(16, 2))
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 511, 512, 513, 1030])
+def test_masks_around_a_step_of_the_scan(tokens: int) -> None:
+    """One warp scans 512 tokens at a time; the first and the last token alone, then all."""
+    inputs = plain_inputs([tokens], context=tokens, head_dim=16, q_heads=1, kv_heads=1)
+    inputs[3] = None
+    ends = torch.zeros(1, tokens, dtype=torch.bool)
+    ends[:, 0] = ends[:, -1] = True
+    for mask in (ends, torch.ones_like(ends), ends & (torch.arange(tokens) > 0)):
+        check(ATTENTION_DECODE_SPEC, [*inputs, mask], config_of(128, 2))
+
+
+def test_one_mask_of_all_sequences_as_a_view() -> None:
+    wide = torch.rand(1, 1, 1, 70) > 0.5
+    mask = wide[:, 0, 0, 9:50].expand(3, -1)
+    assert mask.stride(0) == 0
+    check(ATTENTION_DECODE_SPEC, [*plain_inputs([40, 3, 17], context=41), mask], config_of(16, 2))
+    check(ATTENTION_DECODE_FUSED_SPEC, fused_under(mask, [40, 3, 17]), config_of(16, 2))
+
+
+def test_a_mask_without_any_token_gives_zeros() -> None:
+    mask = mask_of("nothing", 2, 41)
+    for splits in (1, 3):
+        plain = attention_decode(*plain_inputs([40, 3], context=41), mask, config=config_of(16, splits), device=DEVICE)
+        assert (plain == 0).all()
+        fused = attention_decode_fused(*fused_under(mask, [40, 3]), config=config_of(16, splits), device=DEVICE)
+        assert (fused == 0).all()
+
+
+def test_tokens_outside_the_range_in_use_are_not_read() -> None:
+    """A static cache that was never cleared: NaN before the first True and behind the last."""
+    inputs = plain_inputs([100], context=100)
+    mask = torch.zeros(1, 100, dtype=torch.bool)
+    mask[:, 21:60] = True
+    mask[:, 40:50] = False
+    expected = ATTENTION_DECODE_SPEC.reference(*inputs, mask)
+    for cache in inputs[1:3]:
+        cache[:, :, :21] = cache[:, :, 60:] = NAN
+    for splits in (1, 3):
+        actual = attention_decode(*inputs, mask, config=config_of(16, splits), device=DEVICE)
+        torch.testing.assert_close(actual, expected[0], rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_one_position_of_all_sequences(dtype: torch.dtype) -> None:
+    """A static cache has one write index, and here one angle: stride 0 over the batch; then every second number."""
+    inputs = fused_inputs([20, 20, 20], context=25)
+    inputs[LENGTHS] = torch.tensor([20], dtype=dtype).expand(3)
+    for place in (5, 6):
+        inputs[place] = inputs[place][:1].expand(3, -1)
+        assert inputs[place].stride(0) == 0
+    check(ATTENTION_DECODE_FUSED_SPEC, inputs, config_of(16, 2))
+    inputs = fused_inputs([7, 12, 20])
+    inputs[LENGTHS] = torch.tensor([7, 99, 12, 99, 20, 99], dtype=dtype)[::2]
+    check(ATTENTION_DECODE_FUSED_SPEC, inputs, config_of(16, 2))
+    plain = plain_inputs([7, 12, 20])
+    plain[3] = torch.tensor([7, 99, 12, 99, 20, 99], dtype=dtype)[::2]
+    check(ATTENTION_DECODE_SPEC, plain, config_of(16, 2))
+
+
+def test_agrees_with_torch() -> None:
+    """An oracle that is not ours: Hugging Face's decode step on a static cache, its mask [B, 1, 1, S]."""
+    q, k_cache, v_cache, _, scale, window = plain_inputs([50, 50], context=50)
+    mask = mask_of("static cache", 2, 50)[:, None, None]
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        q[:, :, None], k_cache, v_cache, attn_mask=mask, scale=scale, enable_gqa=True
+    )
+    actual = attention_decode(
+        q, k_cache, v_cache, None, scale, window, mask[:, 0, 0], config=config_of(16, 2), device=DEVICE
+    )
+    torch.testing.assert_close(actual, expected[:, :, 0], rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("splits", [1, 2])
@@ -258,12 +379,16 @@ def test_plans_on_meta() -> None:
         (1, torch.zeros(3, 2, 24, 64), "k_cache has shape"),
         (2, torch.zeros(2, 2, 23, 64), "v_cache has shape"),
         (2, torch.zeros(2, 2, 24, 64, dtype=torch.float16), "v_cache is torch.float16"),
-        (3, torch.zeros(2, dtype=torch.int64), "lengths is torch.int64"),
+        (3, torch.zeros(2), "lengths is torch.float32, expected int32 or int64"),
+        (3, torch.zeros(1, dtype=torch.int32), "lengths has shape \\(1,\\), expected \\(2,\\)"),
+        (6, torch.zeros(2, 23, dtype=torch.bool), "mask has shape \\(2, 23\\), expected \\(2, 24\\)"),
+        (6, torch.zeros(2, 24), "mask is torch.float32, expected torch.bool"),
+        (6, torch.zeros(2, 48, dtype=torch.bool)[:, ::2], "mask has stride 2"),
     ],
     ids=str,
 )
 def test_plain_refuses(place: int, value: torch.Tensor, words: str) -> None:
-    inputs = plain_inputs([5, 21])
+    inputs = [*plain_inputs([5, 21]), None]
     inputs[place] = value
     with pytest.raises(ValueError, match=words):
         plan_attention_decode(*inputs, config=config_of(), device=DEVICE)
@@ -277,11 +402,12 @@ def test_plain_refuses(place: int, value: torch.Tensor, words: str) -> None:
         (4, torch.zeros(32), "k_weight has shape"),
         (5, torch.zeros(2, 32), "cos has shape"),
         (6, torch.zeros(2, 64, dtype=torch.bfloat16), "sin is torch.bfloat16"),
+        (13, torch.zeros(1, 24, dtype=torch.bool), "mask has shape"),
     ],
     ids=str,
 )
 def test_fused_refuses(place: int, value: torch.Tensor | None, words: str) -> None:
-    inputs = fused_inputs([5, 21])
+    inputs = [*fused_inputs([5, 21]), None]
     inputs[place] = value
     with pytest.raises(ValueError, match=words):
         plan_attention_decode_fused(*inputs, config=config_of(), device=DEVICE)

@@ -70,9 +70,14 @@ def dtype(node: Any) -> torch.dtype | None:
 
 
 def shape(node: Any) -> tuple[Size, ...]:
-    """The sizes of a tensor; empty for anything else (see `is_tensor`)."""
+    """The sizes of a tensor; empty for anything else (see `is_tensor`). A symbol known to be a number is that number."""
     found = value(node)
-    return tuple(found.shape) if isinstance(found, torch.Tensor) else ()
+    return tuple(_settled(size) for size in found.shape) if isinstance(found, torch.Tensor) else ()
+
+
+def _settled(size: Size) -> Size:
+    settled = size.node.maybe_as_int() if isinstance(size, torch.SymInt) else size
+    return size if settled is None else settled
 
 
 def ndim(node: Any) -> int:

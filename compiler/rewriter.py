@@ -182,6 +182,35 @@ class Rewriter:
         assert self._site is not None, "nodes are retired inside a match"
         self._site.nodes += [node for node in nodes if node.op not in ("placeholder", "get_attr", "output")]
 
+    def retire_write(self, node: fx.Node, written: fx.Node) -> None:
+        """Name a node that writes the graph input `written` in place, a write that the site's operation does itself.
+
+        The node dies with the match, though a write into an input otherwise never does, and `undo` brings it back.
+        Reject unless it writes that input and nothing else, its value has no live user, and our operation, emitted
+        before, stands behind it and writes the same input. What reads the input between the two is the matcher's to
+        check (`check_no_access`).
+        """
+        assert self._site is not None, "writes are retired inside a match"
+        call = self._site.call
+        need(mutated_args(node) == (written,) and written.op == "placeholder", f"{node.name} is no write of an input")
+        need(not self.users(node), f"the result of {node.name} is used")
+        need(
+            call is not None and node < call and written in mutated_args(call), f"nothing writes {written.name} instead"
+        )
+        self._site.writes.append(node)
+        self._site.nodes.append(node)
+
+    def check_no_access(self, memory: fx.Node, first: fx.Node, before: fx.Node, besides: Iterable[fx.Node]) -> None:
+        """Reject if a live node from `first` up to `before`, other than `besides`, reads or writes the storage of the
+        graph input `memory`, or what may share it."""
+        allowed, node = set(besides), first
+        while node is not before and node.op != "output":
+            if node not in allowed and self.is_live(node):
+                owners = [storage_owner(each) for each in node.all_input_nodes]
+                is_touched = any(owner is memory or may_alias(owner, memory) for owner in owners)
+                need(not is_touched, f"{node.name} uses {memory.name} in between")
+            node = node.next
+
     def absorb(self, *sites: Site) -> None:
         """Name smaller sites that this one takes in; their operations die with the match."""
         assert self._site is not None, "sites are absorbed inside a match"
@@ -215,13 +244,15 @@ class Rewriter:
         """Erase what replaced sites left behind; returns the number of nodes.
 
         `Graph.eliminate_dead_code` must not be used here: no method call is impure to it, so it deletes the writes into
-        the KV cache. Here the roots are the output, every node that no site named, and writes into graph inputs; a live
-        node keeps alive those who write its storage.
+        the KV cache. Here the roots are the output, every node that no site named, and writes into graph inputs but for
+        those that an operation of ours took over; a live node keeps alive those who write its storage.
         """
-        candidates = self._candidates()
+        candidates, taken = self._candidates(), self._taken_writes()
         writers: dict[fx.Node, list[fx.Node]] = {}
         work: list[fx.Node] = []
         for node in self.graph.nodes:
+            if node in taken:
+                continue
             owners = [storage_owner(written) for written in mutated_args(node)]
             for owner in owners:
                 writers.setdefault(owner, []).append(node)
@@ -263,7 +294,7 @@ class Rewriter:
         try:
             with self._fake_mode, torch.no_grad():
                 return function(*args, **kwargs)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             raise Reject(f"{user.name} cannot view the new layout: {str(error).partition(chr(10))[0]}") from error
 
     def _candidates(self) -> set[fx.Node]:
@@ -273,11 +304,16 @@ class Rewriter:
                 found |= {*site.nodes, *site.emitted}
         return found
 
+    def _taken_writes(self) -> set[fx.Node]:
+        """Writes that operations in the graph do themselves."""
+        return {node for site in self.sites if site.status in (Status.REPLACED, Status.JOINED) for node in site.writes}
+
     def _commit(self, site: Site) -> None:
         for part in site.parts:
             part.status = Status.JOINED
         if site.call is not None:
             self._site_of_call[site.call] = site
+        self._dead.update(site.writes)
         self._bury(site.nodes)
 
     def _bury(self, nodes: Iterable[fx.Node]) -> None:
@@ -308,3 +344,4 @@ class Rewriter:
                 self._dead.discard(node)
         site.swaps.clear()
         site.emitted.clear()
+        site.writes.clear()

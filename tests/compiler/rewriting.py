@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
+from paiton.compiler.aliasing import mutated_args
 from paiton.compiler.graph_copy import copy_module
 from paiton.compiler.rewriter import Pattern, Rewriter
 from paiton.compiler.site import Site, Status
@@ -19,7 +21,7 @@ Change = Callable[[Rewriter], object]
 
 @dataclass
 class Rewritten:
-    """What became of the graphs of one function: its last result, all sites, and the modules as they were run."""
+    """What became of the graphs of one function: its last result, the modules before and after, and the rewriters."""
 
     result: Any = None
     modules: list[fx.GraphModule] = field(default_factory=list)
@@ -43,12 +45,23 @@ class Rewritten:
     @property
     def operators(self) -> Counter[str]:
         """Our operators in the graphs, by name."""
-        return Counter(
-            node.target._schema.name.removeprefix("paiton::")
-            for module in self.modules
-            for node in module.graph.nodes
-            if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "paiton"
-        )
+        return Counter(name for module in self.modules for name in operators(module.graph))
+
+
+def rewrite_graph(
+    module: fx.GraphModule, patterns: Sequence[Pattern], before_sweep: Change = lambda rewriter: None
+) -> Rewriter:
+    """A rewritten, swept and linted copy of a captured module (`.module` of what is returned)."""
+    rewriter = Rewriter(copy_module(module))
+    for pattern in patterns:
+        rewriter.run(pattern)
+        rewriter.graph.lint()
+    before_sweep(rewriter)
+    rewriter.graph.lint()
+    rewriter.sweep()
+    rewriter.graph.lint()
+    rewriter.module.recompile()
+    return rewriter
 
 
 def rewrite(
@@ -68,24 +81,75 @@ def rewrite(
     return done
 
 
+def rewrite_and_compare(
+    function: Callable[..., Any], *args: Any, patterns: Sequence[Pattern], **kwargs: Any
+) -> Rewritten:
+    """`rewrite`, and the results, and what is left in the arguments, must equal those of `function` itself."""
+    own = pytree.tree_map_only(torch.Tensor, lambda each: each.detach().clone(), args)
+    with torch.no_grad():
+        expected = function(*own)
+    done = rewrite(function, *args, patterns=patterns, **kwargs)
+    torch.testing.assert_close(done.result, expected, equal_nan=True)
+    torch.testing.assert_close(args, own)
+    return done
+
+
 def backend(
     patterns: Sequence[Pattern], done: Rewritten, before_sweep: Change = lambda rewriter: None
 ) -> Callable[[fx.GraphModule, list[Any]], Callable[..., Any]]:
     """A backend that rewrites by `patterns`, notes everything in `done` and runs the rewritten graph eagerly."""
 
     def compile_graph(module: fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
-        copied = copy_module(module)
-        rewriter = Rewriter(copied)
-        for pattern in patterns:
-            rewriter.run(pattern)
-            copied.graph.lint()
-        before_sweep(rewriter)
-        rewriter.sweep()
-        copied.graph.lint()
-        copied.recompile()
-        done.modules.append(copied)
+        rewriter = rewrite_graph(module, patterns, before_sweep)
+        done.modules.append(rewriter.module)
         done.originals.append(module)
         done.rewriters.append(rewriter)
-        return copied.forward
+        return rewriter.module.forward
 
     return compile_graph
+
+
+@dataclass(frozen=True)
+class Captured:
+    """One Dynamo graph with the inputs of its first call."""
+
+    module: fx.GraphModule
+    inputs: tuple[Any, ...]
+
+    def run(self, module: fx.GraphModule | None = None) -> Any:
+        """The outputs of this graph, or of a rewritten copy, on copies of the inputs, and the inputs afterwards."""
+        inputs = [each.clone() if isinstance(each, torch.Tensor) else each for each in self.inputs]
+        with torch.no_grad():
+            return (module or self.module)(*inputs), inputs
+
+
+def capture(function: Callable[..., Any], *args: Any, dynamic: bool | None = None, **kwargs: Any) -> list[Captured]:
+    """The Dynamo graphs of `function(*args)`."""
+    found: list[Captured] = []
+
+    def keep(module: fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
+        def run(*inputs: Any) -> Any:
+            found.append(Captured(module, tuple(e.clone() if isinstance(e, torch.Tensor) else e for e in inputs)))
+            return module.forward(*inputs)
+
+        return run
+
+    torch._dynamo.reset()
+    with torch.no_grad():
+        torch.compile(function, backend=keep, dynamic=dynamic)(*args, **kwargs)
+    return found
+
+
+def operators(graph: fx.Graph) -> list[str]:
+    """Names of our operators in a graph, in order."""
+    targets = [node.target for node in graph.nodes]
+    return [
+        target._schema.name.removeprefix("paiton::")
+        for target in targets
+        if isinstance(target, torch._ops.OpOverload) and target.namespace == "paiton"
+    ]
+
+
+def writes(graph: fx.Graph) -> list[str]:
+    """What the in-place nodes of a graph are, in order."""
+    return [str(node.target) for node in graph.nodes if mutated_args(node)]

@@ -37,7 +37,8 @@ class Site:
     """One site. What the report shows: pattern, place, status and the reason or details.
 
     `call` is the node of our operation, `swaps` the (old, new) pairs of values it took over, oldest first, `nodes` the
-    nodes that die with the site, `emitted` those made for it, `parts` the smaller sites it absorbed.
+    nodes that die with the site, `writes` those of them whose in-place write the operation does itself, `emitted` those
+    made for it, `parts` the smaller sites it absorbed.
     """
 
     pattern: str
@@ -50,5 +51,6 @@ class Site:
     call: fx.Node | None = None
     swaps: list[tuple[fx.Node, fx.Node]] = field(default_factory=list)
     nodes: list[fx.Node] = field(default_factory=list)
+    writes: list[fx.Node] = field(default_factory=list)
     emitted: list[fx.Node] = field(default_factory=list)
     parts: list[Site] = field(default_factory=list)

@@ -2,10 +2,10 @@
 
 q and the new k of every sequence get RMSNorm over each head (qk_norm) and rotary position embedding, the new
 k and v go into the cache at position lengths[b], and q attends to the new token and to the cache before it, or to
-whatever a mask of the whole cache allows. Norm and RoPE round as Hugging Face's eager Qwen3 does (`norm_rope`). Every split
-repeats those of its query heads in registers; only the last split touches the new k and v: it takes them from
-registers and stores them, so no program waits for another. The idea of keeping the new k and v in registers is
-vLLM's (pull request 57682).
+whatever a mask of the whole cache allows. Norm and RoPE round as Hugging Face's eager Qwen3 does (`norm_rope`).
+Every split repeats those of its query heads in registers; only the last split touches the new k and v: it takes
+them from registers and stores them, so no program waits for another. The idea of keeping the new k and v in
+registers is vLLM's (pull request 57682).
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 
 from .errors import RowRefused
 
@@ -12,11 +13,16 @@ from .errors import RowRefused
 MAX_JSON_CHARS = 1 << 20
 MAX_ERROR_CHARS = 4000
 
+_ENCODE = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode
+# Configs repeat: a database has many rows and few distinct ones. Longer text (facts) seldom comes twice.
+_REMEMBERED = 1 << 14
+_REMEMBERED_CHARS = 256
+
 
 def canonical(value: object) -> str:
     """Canonical JSON of plain data: sorted names, no spaces, ASCII. Raises RowRefused on NaN and infinity."""
     try:
-        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+        return _ENCODE(value)
     except ValueError as error:
         raise RowRefused(f"JSON value refused: {error}") from None
 
@@ -25,20 +31,32 @@ def canonical_object(name: str, text: str) -> str:
     """`text`, a JSON object, in canonical form. Raises RowRefused when it is none."""
     if not isinstance(text, str) or len(text) > MAX_JSON_CHARS:
         raise RowRefused(f"{name}: expected JSON text of at most {MAX_JSON_CHARS} characters")
+    found = _known_object(text) if len(text) <= _REMEMBERED_CHARS else _object(text)
+    if found is None:
+        raise RowRefused(f"{name} {text[:80]!r}: expected a JSON object")
+    return found
+
+
+def _object(text: str) -> str | None:
+    """`text` in canonical form, None when it is no JSON object. Raises RowRefused on NaN and infinity."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        raise RowRefused(f"{name} {text[:80]!r}: expected a JSON object") from None
+        return None
     if not isinstance(value, Mapping):
-        raise RowRefused(f"{name} {text[:80]!r}: expected a JSON object")
-    return canonical(value)
+        return None
+    made = canonical(value)
+    return text if made == text else made
+
+
+_known_object = lru_cache(maxsize=_REMEMBERED)(_object)
 
 
 def positive(name: str, value: float | None) -> float | None:
     """`value` as a float, or None. Refuses all but finite positive numbers: SQLite would turn NaN into NULL
     without a word, and would store a numpy scalar as raw bytes, hence the test by type."""
-    if value is None:
-        return None
+    if value is None or (type(value) is float and 0 < value < math.inf):
+        return value
     number = _number(value)
     if not number > 0:
         raise RowRefused(f"{name}={value!r}: expected a finite positive number")
@@ -66,8 +84,13 @@ def _number(value: object) -> float:
 
 def check_text(name: str, value: str) -> None:
     """Refuse what is no text, or text that UTF-8 cannot hold."""
-    if not isinstance(value, str) or any("\ud800" <= c <= "\udfff" for c in value):
+    if not isinstance(value, str) or not is_utf8(value):
         raise RowRefused(f"{name}={value!r}: expected text")
+
+
+def is_utf8(text: str) -> bool:
+    """Whether UTF-8 can hold `text`: it cannot hold half a surrogate pair."""
+    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def check_count(name: str, value: int | None) -> None:

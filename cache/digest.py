@@ -1,4 +1,4 @@
-"""One line of text per answer, and one digest per database: equal wherever the answers are equal.
+"""An answer from its line of text, and one digest per database: equal wherever the answers are equal.
 
 Ids, page layout and the order of writing differ between two files with the same answers, and SQLite versions
 write different bytes; a line spells everything out and the digest sorts the lines. Standard library only.
@@ -15,28 +15,12 @@ from typing import Any
 from .checks import MAX_JSON_CHARS, canonical
 from .errors import RowRefused
 from .key import Cell, Environment
-from .records import CELL_COLUMNS, ENV_COLUMNS, SOURCE_COLUMNS
+from .row_text import line_of
 from .rows import Candidate, Label, Source, TunedRow
 
 _NUMBERS = ("us_median", "us_p10", "us_p90", "samples", "us_default", "score", "score_default")
 _PLAIN = (*_NUMBERS, "model_version", "compute_units", "ts_ms")
 _NAMES = frozenset({*_PLAIN, "cell", "config", "label", "shortlist", "facts", "env", "source"})
-
-
-def line_of(row: TunedRow) -> str:
-    """The whole row as one line of canonical JSON (sorted names, no spaces, ASCII), configs as objects."""
-    return canonical(
-        {
-            **{name: getattr(row, name) for name in _PLAIN},
-            "cell": {name: getattr(row.cell, name) for name in CELL_COLUMNS},
-            "config": _object(row.config_json),
-            "label": row.label.name.lower(),
-            "shortlist": [[_object(each.config_json), each.score] for each in row.shortlist],
-            "facts": _object(row.facts_json),
-            "env": {name: getattr(row.env, name) for name in ENV_COLUMNS},
-            "source": {name: getattr(row.source, name) for name in SOURCE_COLUMNS},
-        }
-    )
 
 
 def row_of_line(line: str) -> TunedRow:
@@ -75,10 +59,6 @@ def logical_digest(rows: Iterable[TunedRow]) -> str:
     for line in sorted(map(line_of, rows)):
         digest.update(line.encode("ascii") + b"\n")
     return digest.hexdigest()
-
-
-def _object(text: str | None) -> Any:
-    return None if text is None else json.loads(text)
 
 
 def _text(value: object) -> str | None:

@@ -68,8 +68,8 @@ def _check_replaceable(path: Path) -> None:
 def _fill(path: Path, rows: list[TunedRow]) -> int:
     connection = sqlite3.connect(path, isolation_level=None)
     try:
-        # A row with its shortlist is 2.3 kB. SQLite keeps a quarter of a page of a row at its place and gives the rest a
-        # page of its own: with pages of 4 KiB a file is three times as large.
+        # A row with its shortlist is 2.3 kB. SQLite keeps a quarter of a page of a row at its place and gives the rest
+        # a page of its own: with pages of 4 KiB a file is three times as large.
         connection.execute("PRAGMA page_size=16384")
         connection.execute("PRAGMA encoding='UTF-8'")
         connection.execute("PRAGMA journal_mode=MEMORY")  # a crash here costs a temporary file

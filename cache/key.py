@@ -8,9 +8,10 @@ never served as if it were this one. Standard library only: the read path of a s
 from __future__ import annotations
 
 import hashlib
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import cached_property
 
+from .checks import is_utf8
 from .errors import RowRefused
 
 _SEPARATOR = "\x1f"
@@ -84,18 +85,23 @@ class Environment:
     def __post_init__(self) -> None:
         for f in fields(self):
             value: object = getattr(self, f.name)
-            if not isinstance(value, str) or any("\ud800" <= c <= "\udfff" for c in value):
+            if not isinstance(value, str) or not is_utf8(value):
                 raise RowRefused(f"environment field {f.name}={value!r}: expected text")
 
     @cached_property
     def digest(self) -> bytes:
         """16-byte BLAKE2b of all fields: equal environments share one row."""
-        return _digest(astuple(self), size=16, person=b"paiton.env")
+        return _digest(tuple(getattr(self, f.name) for f in fields(self)), size=16, person=b"paiton.env")
+
+    @cached_property
+    def compiler(self) -> bytes:
+        """8 bytes over Triton's source key and the toolkit: what must match for a stored timing to hold."""
+        return _digest((self.triton_key, self.toolkit), size=8, person=b"paiton.compiler")
 
 
 def compiler_digest(env: Environment) -> bytes:
-    """8 bytes over Triton's source key and the toolkit: what must match for a stored timing to hold."""
-    return _digest((env.triton_key, env.toolkit), size=8, person=b"paiton.compiler")
+    """`env.compiler`, the second part of a row's primary key."""
+    return env.compiler
 
 
 def _digest(parts: tuple[str, ...], *, size: int, person: bytes) -> bytes:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from .connection import BUSY_TIMEOUT_S, connect
 from .errors import CorruptDatabase, translated
 from .key import Cell
-from .records import ENV_COLUMNS, SOURCE_COLUMNS, row_digest, tuned_row
+from .records import ENV_COLUMNS, SOURCE_COLUMNS, tuned_row
 from .rows import TunedRow
 
 _PROVENANCE = ", ".join(
@@ -109,6 +109,6 @@ class Layer:
 def _checked(values: dict[str, Any]) -> TunedRow:
     """The row, if its digests are those of its content: a flipped bit in a file must not become a config."""
     row = tuned_row(values)
-    if values["key"] != row.cell.key or values["row_digest"] != row_digest(row):
+    if values["key"] != row.cell.key or values["row_digest"] != row.digest:
         raise CorruptDatabase(f"row for {row.cell} of table tuned is damaged: its digests do not match")
     return row

@@ -9,14 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .key import compiler_digest
-from .records import row_digest
 from .rows import TunedRow
-from .store import ConfigStore
-
-Identity = tuple[bytes, bytes]
-"""What two rows must share to be rivals: the key of the cell, and the compiler's digest."""
-Evidence = tuple[int, int, int, float, float, bytes]
+from .store import ConfigStore, Evidence, Identity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +35,7 @@ class MergeReport:
 
 def identity(row: TunedRow) -> Identity:
     """The primary key of a row."""
-    return row.cell.key, compiler_digest(row.env)
+    return row.cell.key, row.env.compiler
 
 
 def evidence(row: TunedRow) -> Evidence:
@@ -53,7 +47,7 @@ def evidence(row: TunedRow) -> Evidence:
         row.ts_ms,
         -(slow if row.us_median is None else row.us_median),
         -(slow if row.score is None else row.score),
-        row_digest(row),
+        row.digest,
     )
 
 
@@ -70,26 +64,37 @@ def merged(*groups: Iterable[TunedRow]) -> list[TunedRow]:
 
 def merge_into(store: ConfigStore, rows: Iterable[TunedRow]) -> MergeReport:
     """Put `rows` into the database in one transaction, keeping the better evidence. Raises StoreError."""
-    before = {identity(row): row for row in store.tuned()}
-    after = dict(before)
-    conflicts: list[Conflict] = []
-    counts = {"added": 0, "replaced": 0, "kept": 0, "same": 0}
     incoming = list(rows)
+    # Of the rows that are there only what decides: reading them whole is most of the work, and few are in dispute.
+    standing = store.evidence_at(row.cell.key for row in incoming)
+    accepted: dict[Identity, TunedRow] = {}
+    disputes: list[tuple[TunedRow, TunedRow | None, bool]] = []
+    counts = {"added": 0, "replaced": 0, "kept": 0, "same": 0}
     for row in incoming:
-        rival = after.get(identity(row))
-        outcome = _outcome(row, rival)
+        key, mine = identity(row), evidence(row)
+        theirs, config_json = standing.get(key, (None, None))
+        outcome = _outcome(mine, theirs)
         counts[outcome] += 1
-        if rival is not None and rival.config_json != row.config_json:
-            winner, loser = (row, rival) if outcome == "replaced" else (rival, row)
-            conflicts.append(Conflict(kept=winner, dropped=loser))
+        if theirs is not None and config_json != row.config_json:
+            disputes.append((row, accepted.get(key), outcome == "replaced"))
         if outcome in ("added", "replaced"):
-            after[identity(row)] = row
-    store.put_all_tuned(row for key, row in after.items() if before.get(key) is not row)
-    return MergeReport(**counts, conflicts=tuple(conflicts))
+            accepted[key], standing[key] = row, (mine, row.config_json)
+    conflicts = _conflicts(store, disputes)
+    store.put_all_tuned(accepted.values())
+    return MergeReport(**counts, conflicts=conflicts)
 
 
-def _outcome(row: TunedRow, rival: TunedRow | None) -> str:
-    if rival is None:
+def _outcome(mine: Evidence, theirs: Evidence | None) -> str:
+    if theirs is None:
         return "added"
-    mine, theirs = evidence(row), evidence(rival)
     return "replaced" if mine > theirs else "kept" if mine < theirs else "same"
+
+
+def _conflicts(store: ConfigStore, disputes: list[tuple[TunedRow, TunedRow | None, bool]]) -> tuple[Conflict, ...]:
+    """Each dispute is a row, its rival (None: the row in the database), and whether the row won."""
+    stored = {identity(row): row for row in store.tuned_at(row.cell.key for row, rival, _ in disputes if rival is None)}
+    pairs = ((row, rival or stored[identity(row)], has_won) for row, rival, has_won in disputes)
+    return tuple(
+        Conflict(kept=row, dropped=rival) if has_won else Conflict(kept=rival, dropped=row)
+        for row, rival, has_won in pairs
+    )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Executable, Select, Table, func, select
 from sqlalchemy.dialects.sqlite import Insert, insert
 
-from .records import ENV_COLUMNS, SOURCE_COLUMNS
+from .errors import CorruptDatabase
+from .records import ENV_COLUMNS, SOURCE_COLUMNS, answer, environment_of, source_of
+from .rows import TunedRow
 from .schema import ENV, SOURCE, TUNED
 
 
@@ -61,3 +63,19 @@ def tuned_with_provenance() -> Select[Any]:
 def dicts(connection: Connection, query: Executable) -> list[dict[str, Any]]:
     """The rows of `query`, each as a dict by column name."""
     return [row._asdict() for row in connection.execute(query)]
+
+
+def answers(connection: Connection, queries: Iterator[Select[Any]]) -> Iterator[TunedRow]:
+    """The rows of queries of tuned. Their env and source are read once: few are shared by many."""
+    envs = {values["id"]: environment_of(values) for values in dicts(connection, select(ENV))}
+    sources = {values["id"]: source_of(values) for values in dicts(connection, select(SOURCE))}
+    names = [column.name for column in TUNED.c]
+    for query in queries:
+        for found in connection.execute(query):
+            values = dict(zip(names, found, strict=True))
+            env, source = envs.get(values["env"]), sources.get(values["source"])
+            if env is None or source is None:
+                raise CorruptDatabase(
+                    f"row {values['key'].hex()} of table tuned is damaged: it has no env or no source"
+                )
+            yield answer(values, env, source)

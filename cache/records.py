@@ -7,11 +7,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import fields
+from functools import lru_cache
 from typing import Any
 
 from .checks import canonical
 from .errors import CorruptDatabase
-from .key import Cell, Environment, compiler_digest
+from .key import Cell, Environment
+from .row_text import shortlist_text
 from .rows import (
     Candidate,
     CompiledRow,
@@ -68,33 +70,14 @@ def tuned_columns(row: TunedRow) -> Columns:
     """Columns of `tuned` but for the ids of env and source, which only the database knows."""
     return {
         **cell_columns(row.cell),
-        **{name: getattr(row, name) for name in _TUNED_PLAIN},
-        "compiler": compiler_digest(row.env),
+        **_plain(row, _TUNED_PLAIN),
+        "compiler": row.env.compiler,
         "config": row.config_json,
         "label": int(row.label),
-        "shortlist": canonical([[entry.config_json, entry.score] for entry in row.shortlist]),
+        "shortlist": shortlist_text(row),
         "facts": row.facts_json,
-        "row_digest": row_digest(row),
+        "row_digest": row.digest,
     }
-
-
-def row_digest(row: TunedRow) -> bytes:
-    """16-byte BLAKE2b of the whole row with env and source spelled out: the last criterion of the total
-    order.
-
-    It must cover everything that is stored: were two different rows to tie, the order of merging would show.
-    """
-    content = {
-        **{name: getattr(row, name) for name in _TUNED_PLAIN},
-        "cell": _plain(row.cell, CELL_COLUMNS),
-        "config": row.config_json,
-        "label": int(row.label),
-        "shortlist": [[entry.config_json, entry.score] for entry in row.shortlist],
-        "facts": row.facts_json,
-        "env": _plain(row.env, ENV_COLUMNS),
-        "source": _plain(row.source, SOURCE_COLUMNS),
-    }
-    return hashlib.blake2b(canonical(content).encode(), digest_size=16, person=b"paiton.row").digest()
 
 
 def tuned_row(values: Mapping[str, Any]) -> TunedRow:
@@ -103,18 +86,41 @@ def tuned_row(values: Mapping[str, Any]) -> TunedRow:
     Raises CorruptDatabase when a value is none that we could have written.
     """
     try:
+        return answer(values, _env(values), source_of({name: values[f"source_{name}"] for name in SOURCE_COLUMNS}))
+    except (ValueError, TypeError, KeyError) as error:
+        raise _corrupt("tuned", values, error) from error
+
+
+def answer(values: Mapping[str, Any], env: Environment, source: Source) -> TunedRow:
+    """The row whose columns of tuned are `values`. Raises CorruptDatabase as `tuned_row` does."""
+    try:
         return TunedRow(
             cell=_cell(values),
             label=Label(values["label"]),
-            env=_env(values),
+            env=env,
             config_json=values["config"],
             facts_json=values["facts"],
-            shortlist=tuple(Candidate(config_json=c, score=s) for c, s in json.loads(values["shortlist"])),
-            source=Source(**{name: values[f"source_{name}"] for name in SOURCE_COLUMNS}),
+            shortlist=tuple([Candidate(config_json=c, score=s) for c, s in json.loads(values["shortlist"])]),
+            source=source,
             **{name: values[name] for name in _TUNED_PLAIN},
         )
     except (ValueError, TypeError, KeyError) as error:
         raise _corrupt("tuned", values, error) from error
+
+
+def environment_of(values: Mapping[str, Any]) -> Environment:
+    """The environment in columns of env; equal ones are one object, which knows its digests. Raises RowRefused."""
+    return _shared_environment(*[values[name] for name in ENV_COLUMNS])
+
+
+def source_of(values: Mapping[str, Any]) -> Source:
+    """The source in columns of source. Raises RowRefused."""
+    return Source(**{name: values[name] for name in SOURCE_COLUMNS})
+
+
+@lru_cache(maxsize=256)
+def _shared_environment(*values: Any) -> Environment:
+    return Environment(**dict(zip(ENV_COLUMNS, values, strict=True)))
 
 
 def trial_columns(row: TrialRow, run: RunId, no: int) -> Columns:
@@ -210,7 +216,7 @@ def _cell(values: Mapping[str, Any]) -> Cell:
 
 
 def _env(values: Mapping[str, Any]) -> Environment:
-    return Environment(**{name: values[f"env_{name}"] for name in ENV_COLUMNS})
+    return _shared_environment(*[values[f"env_{name}"] for name in ENV_COLUMNS])
 
 
 def _corrupt(table: str, values: Mapping[str, Any], error: Exception) -> CorruptDatabase:

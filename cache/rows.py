@@ -8,13 +8,16 @@ spaces, ASCII).
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, fields
 from enum import Enum, IntEnum
+from functools import cached_property
 from typing import NewType
 
 from .checks import canonical_object, check_count, check_text, finite, positive, storable
 from .errors import RowRefused
 from .key import Cell, Environment
+from .row_text import digest_text
 
 RunId = NewType("RunId", bytes)
 
@@ -74,8 +77,14 @@ class Candidate:
     score: float
 
     def __post_init__(self) -> None:
-        _set(self, "config_json", canonical_object("shortlist config", self.config_json))
-        _set(self, "score", positive("shortlist score", self.score))
+        config_json = canonical_object("shortlist config", self.config_json)
+        if config_json is not self.config_json:
+            _set(self, "config_json", config_json)
+        score = positive("shortlist score", self.score)
+        if score is None:
+            raise RowRefused("shortlist score=None: expected a finite positive number")
+        if score is not self.score:
+            _set(self, "score", score)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +122,9 @@ class TunedRow:
         if self.facts_json is not None:
             _set(self, "facts_json", canonical_object("facts", self.facts_json))
         for name in ("us_median", "us_p10", "us_p90", "us_default", "score", "score_default"):
-            _set(self, name, positive(name, getattr(self, name)))
+            value = getattr(self, name)
+            if value is not None:
+                _set(self, name, positive(name, value))
         check_text("model_version", self.model_version)
         for name in ("samples", "compute_units", "ts_ms"):
             check_count(name, getattr(self, name))
@@ -122,6 +133,14 @@ class TunedRow:
             raise RowRefused(f"measured row for {self.cell}: us_median and samples > 0 are required")
         if self.label is Label.ESTIMATED and (timed or self.samples or self.score is None):
             raise RowRefused(f"estimated row for {self.cell}: a score is required, microseconds are not accepted")
+
+    @cached_property
+    def digest(self) -> bytes:
+        """16-byte BLAKE2b of the whole row with env and source spelled out: the last criterion of the total order.
+
+        It must cover everything that is stored: were two different rows to tie, the order of merging would show.
+        """
+        return hashlib.blake2b(digest_text(self).encode(), digest_size=16, person=b"paiton.row").digest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,6 +225,8 @@ def _state(value: TrialState | str) -> TrialState:
 
 
 def _label(value: Label | int) -> Label:
+    if type(value) is Label:
+        return value
     try:
         return Label(value)
     except ValueError:
@@ -215,4 +236,5 @@ def _label(value: Label | int) -> Label:
 
 
 def _set(row: object, name: str, value: object) -> None:
-    object.__setattr__(row, name, value)
+    if getattr(row, name) is not value:
+        object.__setattr__(row, name, value)

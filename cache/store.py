@@ -29,7 +29,7 @@ from .engine import make_engine
 from .errors import DatabaseLocked, RowRefused, Unwritable, from_sqlite, shown, translated
 from .key import Cell, Environment, compiler_digest
 from .migrations import migrate
-from .queries import dicts, evidence, joined, replacing, shared_id, tuned_with_provenance
+from .queries import answers, dicts, evidence, joined, replacing, shared_id, tuned_with_provenance
 from .records import (
     ENV_COLUMNS,
     cell_columns,
@@ -48,9 +48,15 @@ from .rows import CompiledRow, Label, RunId, RunRow, RunStatus, TrialRow, TunedR
 from .schema import CELL, COMPILED, ENV, RUN, SOURCE, TRIAL, TUNED
 
 Stamped = TypeVar("Stamped", TrialRow, CompiledRow)
+T = TypeVar("T")
+
+Identity = tuple[bytes, bytes]
+"""What two rows must share to be rivals: the key of the cell, and the compiler's digest."""
+Evidence = tuple[int, int, int, float, float, bytes]
+"""Label, samples, time, then slower is less: of two rivals the larger wins, see `put_tuned`."""
 
 # SQLite before 3.32 takes at most 999 parameters in a statement.
-_KEYS_PER_QUERY = 500
+_PER_STATEMENT = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,10 +227,9 @@ class ConfigStore:
     def compiled(self, keys: Iterable[bytes]) -> dict[bytes, CompiledRow]:
         """What is known of the given compile keys; unknown ones are absent."""
         found = {}
-        remaining = iter(dict.fromkeys(keys))
         with self._read() as connection:
-            while chunk := list(islice(remaining, _KEYS_PER_QUERY)):
-                for values in dicts(connection, select(COMPILED).where(COMPILED.c.key.in_(chunk))):
+            for some in _chunks(dict.fromkeys(keys)):
+                for values in dicts(connection, select(COMPILED).where(COMPILED.c.key.in_(some))):
                     found[values["key"]] = compiled_row(values)
         return found
 
@@ -250,23 +255,43 @@ class ConfigStore:
             env_id = cache(lambda env: shared_id(connection, ENV, env_columns(env)))
             source_id = cache(lambda source: shared_id(connection, SOURCE, source_columns(source)))
             stored = 0
-            for row in rows:
-                columns = tuned_columns(self._after(connection, row))
-                columns |= {"env": env_id(row.env), "source": source_id(row.source)}
+            for some in _chunks(rows):
+                columns = [
+                    tuned_columns(row) | {"env": env_id(row.env), "source": source_id(row.source)}
+                    for row in self._stamped(connection, some)
+                ]
                 stored += connection.execute(statement, columns).rowcount
         return stored
 
     def tuned(self, where: TunedFilter | None = None) -> list[TunedRow]:
         """Answers that pass the filter, by arch, device, kernel, signature, dtype, batch."""
-        query = tuned_with_provenance()
+        query = select(TUNED)
         for f in fields(TunedFilter):
             wanted = getattr(where, f.name) if where is not None else None
             if wanted is not None:
                 query = query.where(TUNED.c[f.name] == wanted)
         names = ("arch", "device", "kernel", "signature", "dtype", "batch", "kernel_digest", "compiler")
         with self._read() as connection:
-            ordered = query.order_by(*(TUNED.c[name] for name in names))
-            return [tuned_row(values) for values in dicts(connection, ordered)]
+            return list(answers(connection, iter([query.order_by(*(TUNED.c[name] for name in names))])))
+
+    def tuned_at(self, keys: Iterable[bytes]) -> list[TunedRow]:
+        """The answers for the cells with these keys, of all compilers."""
+        queries = (select(TUNED).where(TUNED.c.key.in_(some)) for some in _chunks(dict.fromkeys(keys)))
+        with self._read() as connection:
+            return list(answers(connection, queries))
+
+    def evidence_at(self, keys: Iterable[bytes]) -> dict[Identity, tuple[Evidence, str | None]]:
+        """Of the answers for the cells with these keys only what decides a merge, and the config."""
+        columns = (TUNED.c.key, TUNED.c.compiler, TUNED.c.config, *evidence(TUNED.c))
+        found: dict[Identity, tuple[Evidence, str | None]] = {}
+        with self._read() as connection:
+            for some in _chunks(dict.fromkeys(keys)):
+                for key, compiler, config_json, *rest in connection.execute(
+                    select(*columns).where(TUNED.c.key.in_(some))
+                ):
+                    label, samples, ts_ms, fast, good, digest = rest
+                    found[key, compiler] = ((label, samples, ts_ms, fast, good, digest), config_json)
+        return found
 
     def find(self, cell: Cell, *, compiler: bytes | None = None) -> TunedRow | None:
         """The answer for exactly this cell, or None. Where several compilers left one each: the best label,
@@ -284,11 +309,14 @@ class ConfigStore:
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)
 
-    def _after(self, connection: Connection, row: TunedRow) -> TunedRow:
-        if row.ts_ms:
-            return row
-        here = select(TUNED.c.ts_ms).where(TUNED.c.key == row.cell.key, TUNED.c.compiler == compiler_digest(row.env))
-        return replace(row, ts_ms=max(self._now_ms(), (connection.scalar(here) or 0) + 1))
+    def _stamped(self, connection: Connection, rows: Iterable[TunedRow]) -> Iterator[TunedRow]:
+        """The rows, those without a time with one that is later than that of the row each meets."""
+        for row in rows:
+            if row.ts_ms:
+                yield row
+                continue
+            here = select(TUNED.c.ts_ms).where(TUNED.c.key == row.cell.key, TUNED.c.compiler == row.env.compiler)
+            yield replace(row, ts_ms=max(self._now_ms(), (connection.scalar(here) or 0) + 1))
 
     @contextmanager
     def _write(self) -> Iterator[Connection]:
@@ -314,6 +342,12 @@ class ConfigStore:
                 raise known from error
             except PoolTimeout as error:
                 raise DatabaseLocked(f"{shown(self.path)}: too many threads use one store") from error
+
+
+def _chunks(items: Iterable[T]) -> Iterator[list[T]]:
+    remaining = iter(items)
+    while some := list(islice(remaining, _PER_STATEMENT)):
+        yield some
 
 
 def _stamp(row: Stamped, now_ms: int) -> Stamped:

@@ -13,30 +13,24 @@ import os
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .connection import APPLICATION_ID, SCHEMA
 from .declared import config_faults
 from .errors import CorruptDatabase, RowRefused, StoreError, shown
+from .key import Environment
 from .migrations import SHIPPED_TABLES, statements
-from .records import ENV_COLUMNS, SOURCE_COLUMNS, source_columns, tuned_columns, tuned_row
+from .records import answer, environment_of, source_columns, source_of, tuned_columns
 from .rows import OURS, Label, Source, TunedRow
 
 _MAGIC = b"SQLite format 3\x00"
 _DAY_MS = 86_400_000
 _STEPS_BETWEEN_CLOCKS = 10_000  # of SQLite's virtual machine, a fraction of a millisecond
-_PROVENANCE = ", ".join(
-    [f"env.{name} AS env_{name}" for name in (*ENV_COLUMNS, "digest")]
-    + [f"source.{name} AS source_{name}" for name in (*SOURCE_COLUMNS, "digest")]
-)
-_ROWS = (
-    f"SELECT tuned.*, {_PROVENANCE} FROM tuned LEFT JOIN env ON env.id = env LEFT JOIN source ON source.id = source"
-    " ORDER BY tuned.key, tuned.compiler"
-)
+
+T = TypeVar("T")
 
 
 class Refused(StoreError):
@@ -77,7 +71,6 @@ def read_untrusted(
             connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, limits.value_bytes)
         for pragma in ("trusted_schema=OFF", "cell_size_check=ON", "mmap_size=0"):
             connection.execute(f"PRAGMA {pragma}")
-        connection.row_factory = sqlite3.Row
         _check_schema(connection, path)
         (fault,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
         if fault != "ok":
@@ -182,32 +175,54 @@ def _check_schema(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def _read_rows(connection: sqlite3.Connection, path: Path, limits: Limits, deadline: float) -> list[TunedRow]:
-    (count,) = connection.execute("SELECT count(*) FROM tuned").fetchone()
-    if count > limits.rows:
-        raise Refused(f"{shown(path)} has {count} rows, at most {limits.rows} are accepted")
+    counts = {}
+    for table in ("env", "source", "tuned"):
+        (counts[table],) = connection.execute(f"SELECT count(*) FROM {table}").fetchone()
+        if counts[table] > limits.rows:
+            raise Refused(f"{shown(path)} has {counts[table]} rows in {table}, at most {limits.rows} are accepted")
     rows = []
-    source_digest = cache(lambda source: source_columns(source)["digest"])
-    for values in connection.execute(_ROWS):
-        if time.monotonic() > deadline:
-            raise Refused(f"{shown(path)}: not read within {limits.seconds:g} s")
-        try:
-            rows.append(_checked(dict(values), source_digest))
-        except (CorruptDatabase, RowRefused) as error:
-            raise Refused(f"{shown(path)}: {_one_line(error)}") from None
-    if len(rows) != count:
-        raise Refused(f"{shown(path)}: {count} rows counted, {len(rows)} read")
+    try:
+        envs = _shared(connection, "env", environment_of, lambda env: env.digest)
+        sources = _shared(connection, "source", source_of, lambda source: source_columns(source)["digest"])
+        for values in _dicts(connection.execute("SELECT * FROM tuned ORDER BY key, compiler")):
+            if time.monotonic() > deadline:
+                raise Refused(f"{shown(path)}: not read within {limits.seconds:g} s")
+            rows.append(_checked(values, envs, sources))
+    except (CorruptDatabase, RowRefused) as error:
+        raise Refused(f"{shown(path)}: {_one_line(error)}") from None
+    if len(rows) != counts["tuned"]:
+        raise Refused(f"{shown(path)}: {counts['tuned']} rows counted, {len(rows)} read")
     return rows
 
 
-def _checked(values: dict[str, Any], source_digest: Callable[[Source], bytes]) -> TunedRow:
+def _dicts(cursor: sqlite3.Cursor) -> Iterator[dict[str, Any]]:
+    names = [column[0] for column in cursor.description]
+    return (dict(zip(names, row, strict=True)) for row in cursor)
+
+
+def _shared(
+    connection: sqlite3.Connection,
+    table: str,
+    value_of: Callable[[dict[str, Any]], T],
+    digest_of: Callable[[T], bytes],
+) -> dict[object, T]:
+    """The rows of env or source by id, each if these are to the bit the columns that we would write for it."""
+    found: dict[object, T] = {}
+    for values in _dicts(connection.execute(f"SELECT * FROM {table}")):
+        value = value_of(values)
+        if values["digest"] != digest_of(value):
+            raise CorruptDatabase(f"row {values['id']} of table {table}: column digest is not what the row says")
+        found[values["id"]] = value
+    return found
+
+
+def _checked(values: dict[str, Any], envs: Mapping[object, Environment], sources: Mapping[object, Source]) -> TunedRow:
     """The row, if these are to the bit the columns that we would write for it."""
-    row = tuned_row(values)
-    ours = {
-        **tuned_columns(row),
-        "env_digest": row.env.digest,
-        "source_digest": source_digest(row.source),
-    }
-    for name, value in ours.items():
+    env, source = envs.get(values["env"]), sources.get(values["source"])
+    if env is None or source is None:
+        raise CorruptDatabase(f"row of table tuned: env {values['env']!r} or source {values['source']!r} is not there")
+    row = answer(values, env, source)
+    for name, value in tuned_columns(row).items():
         if type(values[name]) is not type(value) or values[name] != value:
             raise CorruptDatabase(f"row for {row.cell} of table tuned: column {name} is not what the row says")
     return row

@@ -47,7 +47,7 @@ def plain(row: TunedRow) -> dict[str, Any]:
     """The row as JSON data, as in a file of lines."""
     import json
 
-    from ...cache.digest import line_of
+    from ...cache.row_text import line_of
 
     return dict(json.loads(line_of(row)))
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..digest import line_of, row_of_line
+from ..digest import row_of_line
 from ..errors import RowRefused
+from ..row_text import line_of
 from ..rows import TunedRow
 
 MAX_ROWS = 1_000_000

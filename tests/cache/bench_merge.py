@@ -7,6 +7,7 @@ the same bytes without a check (the floor that a merge without any property coul
 
 from __future__ import annotations
 
+import gc
 import random
 import shutil
 import sqlite3
@@ -88,6 +89,7 @@ def main(count: int) -> None:
         write_shipped(rows(count * 7 // 10, count, seed=2), theirs)
         shutil.copy(mine, copy)
         print(f"two databases of {count} rows, {theirs.stat().st_size / 2**20:.1f} MiB each")
+        gc.disable()  # as the command does
         with ConfigStore.open(mine) as store:
             incoming = timed("read and check the other file", lambda: read_answers(theirs))
             report = timed("merge into the database", lambda: merge_into(store, incoming))

@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paiton.cache.diff import diff
-from paiton.cache.digest import line_of, logical_digest, row_of_line
+from paiton.cache.digest import logical_digest, row_of_line
 from paiton.cache.errors import RowRefused, Unwritable
 from paiton.cache.export import write_shipped
 from paiton.cache.key import Cell, Environment
 from paiton.cache.lookup import Lookup
 from paiton.cache.merge import evidence, identity, merge_into, merged
+from paiton.cache.row_text import line_of
 from paiton.cache.rows import Candidate, Label, Source, TunedRow
 from paiton.cache.store import ConfigStore
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import pytest
 
-from paiton.cache.checks import MAX_ERROR_CHARS
+from paiton.cache.checks import MAX_ERROR_CHARS, canonical
 from paiton.cache.errors import RowRefused
-from paiton.cache.records import row_digest
+from paiton.cache.row_text import digest_text, line_of, shortlist_text
 from paiton.cache.rows import Candidate, CompiledRow, Source, TrialState
 
 BAD_NUMBERS = [math.nan, math.inf, -math.inf, 0.0, -1.0, True, "1.0", np.float32(1.0), 10**400]
@@ -50,7 +52,7 @@ def test_json_fields_are_objects(build: Any, name: str, text: str | None) -> Non
 def test_json_is_made_canonical(build: Any) -> None:
     row = build.estimated(config_json='{ "num_warps": 4,\n "BLOCK_M": 16 }')
     assert row.config_json == '{"BLOCK_M":16,"num_warps":4}'
-    assert row_digest(row) == row_digest(build.estimated(config_json='{"BLOCK_M":16,"num_warps":4}'))
+    assert row.digest == build.estimated(config_json='{"BLOCK_M":16,"num_warps":4}').digest
 
 
 def test_label_says_what_a_row_must_hold(build: Any) -> None:
@@ -83,7 +85,34 @@ def test_compile_key_has_16_bytes() -> None:
         CompiledRow(key=b"short", state=TrialState.OK, seconds=1.0)
 
 
-def test_row_digest_covers_the_whole_row(build: Any) -> None:
+def test_texts_are_canonical_json(build: Any) -> None:
+    """Put together from parts, they must be what encoding the whole would give: digests are taken over them."""
+    names = ("us_median", "us_p10", "us_p90", "samples", "us_default", "score", "score_default", "model_version")
+    rows = [
+        build.measured(build.cell(signature='a"\\b', device="\u00e9\U0001f600"), facts_json='{"mfma":[["x",1.5e-7]]}'),
+        build.estimated(score=1e22, shortlist=[Candidate(config_json='{"A":"\\u00e9"}', score=3)], ts_ms=2**62),
+        build.measured(config_json=None, us_p10=0.1, compute_units=304, source=Source(name="v", licence='"\n')),
+    ]
+    for row in rows:
+        configs = (row.config_json, row.facts_json)
+        plain = {
+            **{name: getattr(row, name) for name in (*names, "compute_units", "ts_ms")},
+            **{name: {f.name: getattr(getattr(row, name), f.name) for f in fields(getattr(row, name))}
+               for name in ("cell", "env", "source")},
+        }  # fmt: skip
+        shortlist = [[each.config_json, each.score] for each in row.shortlist]
+        as_text = plain | {"config": configs[0], "facts": configs[1], "label": int(row.label), "shortlist": shortlist}
+        assert digest_text(row) == canonical(as_text)
+        config, facts = (None if each is None else json.loads(each) for each in configs)
+        shortlist = [[json.loads(each.config_json), each.score] for each in row.shortlist]
+        label = row.label.name.lower()
+        assert line_of(row) == canonical(
+            plain | {"config": config, "facts": facts, "label": label, "shortlist": shortlist}
+        )
+        assert shortlist_text(row) == canonical(as_text["shortlist"])
+
+
+def test_the_digest_covers_the_whole_row(build: Any) -> None:
     base = build.measured(ts_ms=5)
     changed = [
         build.measured(ts_ms=6),
@@ -103,5 +132,5 @@ def test_row_digest_covers_the_whole_row(build: Any) -> None:
         build.measured(ts_ms=5, env=build.env(driver="6.12")),
         build.measured(build.cell(batch=16), ts_ms=5),
     ]
-    assert len({row_digest(row) for row in [base, *changed]}) == 1 + len(changed)
-    assert row_digest(build.measured(ts_ms=5, us_median=20)) == row_digest(base)
+    assert len({row.digest for row in [base, *changed]}) == 1 + len(changed)
+    assert build.measured(ts_ms=5, us_median=20).digest == base.digest

@@ -103,10 +103,10 @@ FORGED = "UPDATE tuned SET {} WHERE batch = 2"
         ([FORGED.format("shortlist = printf('%.*c', 200000, '[')")], "is damaged|row"),
         ([FORGED.format("config = printf('%.*c', 200000, '{')")], "expected a JSON object"),
         ([FORGED.format("facts = zeroblob(20000000)")], "damaged"),
-        ([FORGED.format("env = 77")], "env"),
-        (["UPDATE env SET triton = 'other'"], "column row_digest|column env_digest"),
-        (["UPDATE env SET digest = x'00'"], "column env_digest"),
-        (["UPDATE source SET licence = 'mine'"], "column row_digest|column source_digest"),
+        ([FORGED.format("env = 77")], "env 77 or source 1 is not there"),
+        (["UPDATE env SET triton = 'other'"], "row 1 of table env: column digest is not"),
+        (["UPDATE env SET digest = x'00'"], "row 1 of table env: column digest is not"),
+        (["UPDATE source SET licence = 'mine'"], "row 1 of table source: column digest is not"),
     ],
 )  # fmt: skip
 def test_hostile_files_are_refused(shipped: Path, statements: list[str], why: str) -> None:
@@ -135,7 +135,7 @@ def test_what_is_no_database_is_refused(tmp_path: Path, shipped: Path) -> None:
     ("limits", "why"),
     [
         (Limits(file_bytes=100), "bytes, at most 100 are accepted"),
-        (Limits(rows=2), "3 rows, at most 2"),
+        (Limits(rows=2), "3 rows in tuned, at most 2"),
         (Limits(seconds=0.0), "not read within 0 s|not checked within"),
     ],
 )

@@ -44,8 +44,8 @@ def compile(
 
     `mode`, `options`, `fullgraph` and `dynamic` are torch.compile's; here mode and options may be given together.
     `cache` becomes the default of generate()'s `cache_implementation`; None leaves that alone. A call with the same
-    arguments again changes nothing, with others it compiles anew; `uncompile` takes it back. Raises TypeError for what is no
-    module, and for the result of torch.compile: compile the model itself.
+    arguments again changes nothing, with others it compiles anew; `uncompile` takes it back. Raises TypeError for what
+    is no module, and for the result of torch.compile: compile the model itself.
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"paiton.compile takes a torch.nn.Module, not {type(model).__name__}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from .decide import decide, operator_calls
+from .decide import decide, operator_calls, setting_of
 from .graph_copy import copy_module
 from .log import LOG
 from .ops.registry import problems_of
@@ -15,6 +15,7 @@ from .options import Options
 from .patterns import add_rms_norm, attention, experts, linear, qkv, rms_norm, rope, router, swiglu
 from .report import Calls, SiteRow
 from .rewriter import Pattern, Rewriter
+from .worth import Setting
 
 # Later patterns see the operators of earlier ones; `linear` takes what is left.
 _FILES = (router, experts, rms_norm, rope, attention, add_rms_norm, swiglu, qkv, linear)
@@ -53,18 +54,21 @@ def rewrite(module: fx.GraphModule, options: Options) -> Rewritten:
     copied.recompile()
     return Rewritten(
         module=copied,
-        sites=tuple(SiteRow.of(site, asked.get(id(site), ())) for site in rewriter.sites),
+        sites=tuple(SiteRow.of(site, *asked.get(id(site), ())) for site in rewriter.sites),
         nodes_before=len(module.graph.nodes),
         nodes_after=len(copied.graph.nodes),
         seconds=time.perf_counter() - start,
     )
 
 
-def _asked(rewriter: Rewriter) -> dict[int, Calls]:
-    """By a site's id, for every operator it put in: the ways to run it. Only the report wants to know."""
+def _asked(rewriter: Rewriter) -> dict[int, tuple[Calls, Setting]]:
+    """By a site's id: for every operator it put in the ways to run it, and what is around. Only the report asks."""
     try:
         return {
-            id(site): tuple((name, problems_of(name, args)) for name, args in operator_calls(site))
+            id(site): (
+                tuple((name, problems_of(name, args)) for name, args in operator_calls(site)),
+                setting_of(rewriter, site),
+            )
             for site in rewriter.sites
         }
     except Exception:

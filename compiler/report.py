@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 from collections import Counter, deque
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..search_spaces.problem import Problem
 from .site import Site, Status
+from .worth import Setting
 
 HISTORY = 256
 """How many reports a process keeps."""
@@ -21,7 +22,10 @@ Calls = tuple[tuple[str, tuple[tuple[Problem, ...], ...]], ...]
 
 @dataclass(frozen=True)
 class SiteRow:
-    """One site as a report keeps it: `site.Site` without the graph's nodes. `calls` are the operators it asked for."""
+    """One site as a report keeps it: `site.Site` without the graph's nodes.
+
+    `calls` are the operators it put in, `setting` what Inductor found around it (see worth.py).
+    """
 
     pattern: str
     where: str
@@ -30,13 +34,16 @@ class SiteRow:
     detail: str = ""
     reason: str = ""
     calls: Calls = ()
+    setting: Setting = field(default_factory=Setting)
 
     @classmethod
-    def of(cls, site: Site, calls: Calls = ()) -> SiteRow:
-        return cls(site.pattern, site.where, site.anchor, site.status, site.detail, site.reason, calls)
+    def of(cls, site: Site, calls: Calls = (), setting: Setting | None = None) -> SiteRow:
+        place = (site.pattern, site.where, site.anchor)
+        return cls(*place, site.status, site.detail, site.reason, calls, setting or Setting())
 
     def to_json(self) -> dict[str, Any]:
         plain = asdict(replace(self, calls=()))
+        del plain["setting"]
         calls = [
             {"operator": name, "ways": [[str(problem) for problem in way] for way in ways]} for name, ways in self.calls
         ]

@@ -69,6 +69,11 @@ class Verdict:
     def is_kept(self) -> bool:
         return self.ours.beats(self.instead_us)
 
+    @property
+    def best_us(self) -> float:
+        """What the place costs once it is decided."""
+        return self.ours.us if self.is_kept and self.ours.us is not None else self.instead_us
+
 
 class Costs:
     """Times of sites on one device, each distinct question asked once."""
@@ -92,7 +97,7 @@ class Costs:
         parts = [self.verdict(rewriter, part) for part in site.parts]
         if any(part is not None and part.is_kept for part in parts):
             beside = beside_us(site.pattern, problem, setting, self.device)
-            split = beside + sum(_best_us(part) for part in parts if part is not None)
+            split = beside + sum(part.best_us for part in parts if part is not None)
             if split < instead:
                 instead, is_split = split, True
         return Verdict(ours, inductor, instead, is_split)
@@ -220,10 +225,6 @@ def _added(parts: list[Ours]) -> Ours:
     return Ours(total, ", ".join(part.text for part in parts), min(part.margin for part in parts))
 
 
-def _best_us(verdict: Verdict) -> float:
-    return verdict.ours.us if verdict.is_kept and verdict.ours.us is not None else verdict.instead_us
-
-
 def operator_calls(site: Site) -> list[tuple[str, tuple[Any, ...]]]:
     """The operators of ours that a site put in, by name, with the fake values of their arguments."""
     found = []
@@ -263,11 +264,11 @@ def _is_repeat(node: fx.Node) -> bool:
 
 
 def _norm_reads_sum(rewriter: Rewriter, site: Site) -> bool:
-    """Whether a norm that is left to Inductor reads what a join with a residual makes."""
+    """Whether a norm reads what a join with a residual makes: if both were Inductor's, it would add there."""
     if not site.pattern.endswith("_residual") or not site.swaps:
         return False
     users = rewriter.users(site.swaps[-1][1])
-    return any(is_op(user, "pow", "square", "rms_norm", "cast") for user in users)
+    return any(is_op(user, "pow", "square", "cast", "rms_norm") or _operator_name(user) == "rms_norm" for user in users)
 
 
 def _nodes(site: Site) -> Iterable[fx.Node]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from .compose import JOINS, compose
 from .decide import decide, operator_calls, setting_of
 from .graph_copy import copy_module
 from .log import LOG
@@ -24,7 +25,7 @@ PATTERNS: tuple[Pattern, ...] = tuple(file.PATTERN for file in _FILES)
 
 def names() -> tuple[str, ...]:
     """What `paiton.disable_patterns` may name."""
-    return tuple(pattern.name for pattern in PATTERNS)
+    return tuple(pattern.name for pattern in (*PATTERNS, *JOINS))
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ def rewrite(module: fx.GraphModule, options: Options) -> Rewritten:
     for pattern in PATTERNS:
         if pattern.name not in options.disable_patterns:
             rewriter.run(pattern)
+    compose(rewriter, options.disable_patterns)
     # Asked for while all operators stand: one that is decided against has a command that would tune it.
     asked = _asked(rewriter)
     decide(rewriter, options.sites)

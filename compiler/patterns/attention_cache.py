@@ -47,7 +47,8 @@ def match(rewriter: Rewriter, group: tuple[fx.Node, ...]) -> str | None:
         return None
     need(k_cache is not v_cache, "keys and values are one tensor")
     need(key.index is values.index, "keys and values are written at different positions")
-    need(mask is not None, "no mask: what stands behind the new token is seen as well")
+    need(isinstance(mask, fx.Node), "no mask: what stands behind the new token is seen as well")
+    assert isinstance(mask, fx.Node)
     need(is_causal is False and window == 0, "causal, or a window, beside a mask")
     rotated = _rotated(rewriter, q, key, attend)
     if rotated is None:

@@ -15,6 +15,7 @@ from ..search_spaces.config import Config
 from ..search_spaces.model.estimate import estimate_us
 from ..search_spaces.problem import Problem
 from ..search_spaces.space import FeasibleSet
+from .adapters.registry import modelled
 from .objective import Evaluation, Objective
 from .search import ROUND, CellSearch, Told, diverse, penalty_over
 
@@ -102,7 +103,8 @@ def _seed_rows(task: CellTask, feasible: FeasibleSet, default: Config) -> list[i
 
 def model_scores(problem: Problem, device: Device, feasible: FeasibleSet) -> npt.NDArray[np.float64]:
     """The static model's relative time of every feasible config, before anything is compiled."""
-    return np.asarray(estimate_us(problem, device, feasible.columns()), np.float64)
+    known, columns = modelled(problem, feasible.columns(), device)
+    return np.asarray(estimate_us(known, device, columns), np.float64)
 
 
 def _cell_seed(task: CellTask) -> int:

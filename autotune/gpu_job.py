@@ -10,10 +10,10 @@ import torch
 
 from ..kernels_triton.gpu import arch_text_of
 from ..kernels_triton.launch import Plan
-from ..kernels_triton.registry import spec_of
 from ..search_spaces.arch import device_named
 from ..search_spaces.config import Config
 from ..search_spaces.model.facts import merged
+from .adapters.registry import spec_of
 from .aot import compile_unit, units_of
 from .isa import facts_of
 from .measure import Clock, GraphClock, cache_plan, sample, sample_interleaved
@@ -77,7 +77,7 @@ class GpuSession:
             return {"error": fault, "state": "wrong"}
         plan = self._plan(self._copies[0], config)
         facts = None
-        if self._torch_device == "cuda":
+        if self._torch_device == "cuda" and plan.launches:  # of somebody else's call nothing is known beforehand
             kernels = [compile_unit(unit) for unit in units_of(plan, self._device)]
             facts = merged([facts_of(kernel, self._device) for kernel in kernels]).json()
         times = sample(self._clock, self._calls(config), samples=job["samples"], give_up_us=job.get("give_up_us"))

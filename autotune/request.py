@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from ..search_spaces.arch import Device, resolve
 from ..search_spaces.load_model import load_model
 from ..search_spaces.model_spec import ModelError
 from ..search_spaces.workload import DECODE_BATCH_SIZES, PREFILL_LENGTHS, WorkloadError, problems
+from .adapters.registry import FOREIGN_KERNELS, STAND_INS, adapter_of, foreign_items
 from .hub import resolve_hub
 from .local_gpu import find_local_gpu
 from .space_file import check_parameters, read_space_file
@@ -48,24 +50,31 @@ def make_request(
     """The request that `autotune run` would make of these words; `autotune run --help` says what each means.
 
     Batch sizes alone ask for decode alone, prompt lengths alone for prefill alone, neither for both. Raises ModelError,
-    UnknownArch, UnknownDevice, NoGpu, WorkloadError, SpaceFileError, each with one line, and StoreError for a database
-    path that cannot be one.
+    UnknownArch, UnknownDevice, NoGpu, WorkloadError, SpaceFileError, AdapterUnavailable, each with one line, and
+    StoreError for a database path that cannot be one.
     """
     extra = read_space_file(Path(space_file)) if space_file is not None else {}
     spec = load_model(model, resolve_hub=resolve_hub)
     target, is_present = target_of(arch, device)
     measures = is_present and not estimate
     nothing_named = batch_sizes is None and prefill_lengths is None
+    own = tuple(kernel for kernel in kernels if kernel not in FOREIGN_KERNELS)
+    foreign = tuple(dict.fromkeys(kernel for kernel in kernels if kernel in FOREIGN_KERNELS))
+    for kernel in foreign:
+        adapter_of(kernel).check(measures=measures)
+    workload = functools.partial(
+        problems,
+        spec,
+        batch_sizes=DECODE_BATCH_SIZES if nothing_named else batch_sizes or (),
+        prefill_lengths=PREFILL_LENGTHS if nothing_named else prefill_lengths or (),
+        dtype=dtype,
+        tp=tp,
+        context=context,
+    )
     try:
-        items = problems(
-            spec,
-            batch_sizes=DECODE_BATCH_SIZES if nothing_named else batch_sizes or (),
-            prefill_lengths=PREFILL_LENGTHS if nothing_named else prefill_lengths or (),
-            dtype=dtype,
-            tp=tp,
-            context=context,
-            kernels=tuple(kernels) or None,
-        )
+        items = workload(kernels=own or None) if own or not foreign else ()
+        if foreign:
+            items += foreign_items(workload(kernels=STAND_INS), foreign)
     except ModelError as error:  # the model is sound, but cannot be split that many ways
         raise WorkloadError(str(error)) from None
     check_parameters(extra, [item.problem for item in items], target)

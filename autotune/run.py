@@ -11,12 +11,12 @@ from dataclasses import dataclass, field, replace
 from ..cache.key import Cell, Environment, compiler_digest
 from ..cache.rows import Candidate, Label, RunId, RunStatus, TrialRow, TunedRow
 from ..cache.store import ConfigStore
-from ..kernels_triton.registry import spec_of
 from ..kernels_triton.spec import KernelSpec
 from ..search_spaces.arch import Device
 from ..search_spaces.config import Config, Value
 from ..search_spaces.problem import Problem
 from ..search_spaces.space import EmptySpace
+from .adapters.registry import FOREIGN_KERNELS, spec_of
 from .answers import tile
 from .cell import CellResult, CellTask, tune_cell
 from .objective import Evaluation, Objective
@@ -233,7 +233,7 @@ class Tuner:
             cell=cell,
             label=self._objective.label,
             env=_with_conditions(self._env, answer.conditions),
-            config_json=None if is_default else best.config.json(),
+            config_json=None if is_default and cell.kernel not in FOREIGN_KERNELS else answer.config.json(),
             us_median=answer.value if is_measured else None,
             us_p10=low,
             us_p90=high,

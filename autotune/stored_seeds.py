@@ -10,8 +10,10 @@ from ..cache.formats.peer_file import Peer
 from ..cache.key import Cell
 from ..cache.store import ConfigStore, TunedFilter
 from ..search_spaces.config import Config, InvalidConfig
+from ..search_spaces.fused_moe import FIELD_OF
 from ..search_spaces.moe import MoeProblem
 from ..search_spaces.problem import Problem
+from .adapters.registry import FOREIGN_KERNELS
 
 LIMIT = 3
 """Of each kind: a seed costs a trial."""
@@ -39,12 +41,15 @@ def stored_seeds(store: ConfigStore, cell: Cell, problem: Problem) -> tuple[Conf
 
 
 def _of_peers(store: ConfigStore, cell: Cell, problem: Problem) -> list[Config]:
-    if cell.kernel != KERNEL or not isinstance(problem, MoeProblem):
+    if cell.kernel not in (KERNEL, *FOREIGN_KERNELS) or not isinstance(problem, MoeProblem):
         return []
     rows = [row for peer in Peer for row in store.tuned(TunedFilter(kernel=peer.kernel, arch=cell.arch))]
-    return seeds_of(
+    seeds = seeds_of(
         rows, experts=problem.experts, inter=problem.inter, dtype=problem.dtype, batch=problem.batch, limit=LIMIT
     )
+    if cell.kernel == KERNEL:
+        return seeds
+    return [Config({FIELD_OF.get(name, name): value for name, value in seed.items()}) for seed in seeds]
 
 
 def _config(text: str | None) -> Config | None:

@@ -6,10 +6,11 @@ import numpy as np
 
 from ..search_spaces.arch import UnknownDevice, device_named
 from ..search_spaces.config import Config, InvalidConfig
+from ..search_spaces.fused_moe import VLLM_FUSED_MOE
 from ..search_spaces.problem import InvalidProblem
 from ..search_spaces.registry import UnknownKernel, space_of
 from .formats.peer_file import FormatRefused, Peer, check_config, format_name, parse_name
-from .formats.peer_rows import files_of, rows_of
+from .formats.peer_rows import FORMAT_DIGEST, files_of, rows_of
 from .rows import Label, TunedRow
 
 
@@ -19,12 +20,13 @@ def config_faults(row: TunedRow, config_json: str | None) -> str | None:
     A config of None is the kernel's default; the rest of the cell is checked all the same. Rows of peers' kernels must
     be what an import of their files makes.
     """
-    for peer in Peer:
-        if row.cell.kernel == peer.kernel:
-            return _peer_fault(peer, row)
     cell = row.cell
+    is_tuned = cell.kernel == VLLM_FUSED_MOE.kernel and cell.kernel_digest != FORMAT_DIGEST  # by a run, with vLLM
+    for peer in Peer:
+        if cell.kernel == peer.kernel and not is_tuned:
+            return _peer_fault(peer, row)
     try:
-        space = space_of(cell.kernel)
+        space = VLLM_FUSED_MOE if is_tuned else space_of(cell.kernel)
         problem = space.problem_from(cell.signature, cell.dtype, cell.batch)
         device = device_named(cell.device)
     except (UnknownKernel, InvalidProblem, UnknownDevice) as error:

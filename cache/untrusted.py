@@ -29,6 +29,7 @@ from .rows import OURS, Label, Source, TunedRow
 _MAGIC = b"SQLite format 3\x00"
 _DAY_MS = 86_400_000
 _STEPS_BETWEEN_CLOCKS = 10_000  # of SQLite's virtual machine, a fraction of a millisecond
+_ROWS = "SELECT * FROM tuned ORDER BY key, compiler"
 
 T = TypeVar("T")
 
@@ -184,7 +185,7 @@ def _read_rows(connection: sqlite3.Connection, path: Path, limits: Limits, deadl
     try:
         envs = _shared(connection, "env", environment_of, lambda env: env.digest)
         sources = _shared(connection, "source", source_of, lambda source: source_columns(source)["digest"])
-        for values in _dicts(connection.execute("SELECT * FROM tuned ORDER BY key, compiler")):
+        for values in _dicts(connection.execute(_ROWS)):
             if time.monotonic() > deadline:
                 raise Refused(f"{shown(path)}: not read within {limits.seconds:g} s")
             rows.append(_checked(values, envs, sources))

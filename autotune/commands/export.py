@@ -26,7 +26,7 @@ MANIFEST_SUFFIX = ".manifest.json"
 @click.option("--out", required=True, metavar="PATH", help="File, or for vllm and sglang the folder, to write.")
 @click.option("--arch", help="Only this architecture.")
 @click.option("--device", help="Only this device.")
-@click.option("--kernel", help="Only this kernel. For vllm and sglang: moe_grouped, or rows once imported from there.")
+@click.option("--kernel", help="Only this kernel. For vllm and sglang: moe_grouped, or rows of their own kernel.")
 @click.option(
     "--label", type=click.Choice(["measured", "estimated", "prior"]), help="Only answers with at least this label."
 )
@@ -159,13 +159,16 @@ def _peer_files(
                 f"--device-name {text!r}: expected DEVICE=NAME, such as MI355X=AMD_Instinct_MI355_OAM"
             )
         names[device] = name
-    if kernel == peer.kernel:
-        return files_of(peer, rows), []
     mine = [row for row in rows if row.cell.kernel == kernel]
     found = export_grouped(
-        peer, mine, device_names=known_device_names(names), kernel_digest=digests_of(mine).get(kernel)
+        peer, mine, device_names=known_device_names(names), kernel_digest=digests_of(mine).get(kernel), kernel=kernel
     )
-    return list(found.files), list(found.notes)
+    if kernel != peer.kernel:
+        return list(found.files), list(found.notes)
+    # Rows of the peer's own kernel: measured by a run, and imported from files. Of one name the measured goes out.
+    measured = {each.name for each in found.files}
+    imported = [each for each in files_of(peer, mine) if each.name not in measured]
+    return [*found.files, *imported], list(found.notes)
 
 
 def _write_text(path: Path, text: str) -> None:

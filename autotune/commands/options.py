@@ -149,6 +149,7 @@ def usage_errors(device: str | None) -> Iterator[None]:
     from ...search_spaces.arch import UnknownArch, UnknownDevice
     from ...search_spaces.model_spec import ModelError
     from ...search_spaces.workload import WorkloadError
+    from ..adapters.foreign import AdapterUnavailable
     from ..request import NoGpu
     from ..space_file import SpaceFileError
 
@@ -160,5 +161,5 @@ def usage_errors(device: str | None) -> Iterator[None]:
         raise _unknown_gpu(error, device) from None
     except ModelError as error:
         raise click.BadParameter(str(error), param_hint="--model") from None
-    except (WorkloadError, NoGpu) as error:
+    except (WorkloadError, NoGpu, AdapterUnavailable) as error:
         raise click.UsageError(str(error)) from None

@@ -49,13 +49,15 @@ def run(**options: Any) -> int:
 
     On a machine with that GPU candidates are measured. Elsewhere they are compiled ahead of time for it by Triton's own
     compiler, checked against the chip's limits and ranked by a static model; the answers are labelled `estimated`.
-    A run that was stopped goes on where it was: every finished trial is in the database.
+    A run that was stopped goes on where it was: every finished trial is in the database. The kernel vllm.fused_moe is
+    vLLM's own: it needs vLLM in this environment, and the GPU.
 
     \b
     Examples:
       autotune run --arch gfx942 --model Qwen3-30B-A3B
       autotune run --arch gfx942 --device MI325X --model ./config.json --tp 2 --budget 10m
       autotune run --arch sm_90 --model Qwen3-32B --kernel linear --batch-sizes 1,8
+      autotune run --model Qwen3-30B-A3B --kernel vllm.fused_moe
     """
     from ..report_run import print_dry_run, print_json, print_summary
     from ..tune import run_request

@@ -15,22 +15,23 @@ from itertools import pairwise
 
 from ...search_spaces.arch import UnknownDevice, device_named
 from ...search_spaces.config import Config
+from ...search_spaces.fused_moe import FIELD_OF
 from ...search_spaces.moe_grouped import MOE_GROUPED
 from ..lookup import MAX_LOG2_DISTANCE
 from ..merge import evidence
 from ..rows import Label, TunedRow
 from .peer_devices import PEER_DEVICE, UNCERTAIN_NAMES
 from .peer_file import FormatRefused, Ladder, Peer, PeerConfig, PeerFile, PeerName
-from .peer_rows import SIXTEEN_BIT
+from .peer_rows import FORMAT_DIGEST, SIXTEEN_BIT
 
 KERNEL = MOE_GROUPED.kernel
 
-# Ours -> theirs; what is absent is the same word in both.
+# Ours -> theirs.
 _FIELD_OF = {
-    "BLOCK_M": "BLOCK_SIZE_M", "BLOCK_N": "BLOCK_SIZE_N", "BLOCK_K": "BLOCK_SIZE_K", "GROUP_M": "GROUP_SIZE_M",
-    "num_warps": "num_warps", "num_stages": "num_stages", "waves_per_eu": "waves_per_eu",
-    "matrix_instr_nonkdim": "matrix_instr_nonkdim", "kpack": "kpack",
-}  # fmt: skip
+    **FIELD_OF,
+    **{name: name for name in ("num_warps", "num_stages", "waves_per_eu", "matrix_instr_nonkdim", "kpack")},
+}
+_KEPT = frozenset({*_FIELD_OF, *_FIELD_OF.values()})
 _OF_FIELD = {theirs: ours for ours, theirs in _FIELD_OF.items()}
 _DTYPE_OF = {"bf16": "", "fp16": "", "fp32": "float32"}
 _NAMES_OF_DTYPE = {"bf16": (SIXTEEN_BIT,), "fp16": (SIXTEEN_BIT,), "fp32": ("float32",)}
@@ -40,9 +41,10 @@ _KERNEL_NOTE = (
     " an up tile per program (BLOCK_SIZE_N counts intermediate columns, twice as many columns of w13). A good start for"
     " {project}, not a measurement of it: time both before you rely on it."
 )
+_OWN_NOTE = "Measured with {project}'s own kernel, of the release and on the device that each row names."
 _LABEL_NOTE = {
     Label.ESTIMATED: "compiled for the device and ranked by a static model; nobody has timed them",
-    Label.MEASURED: "timed on the device, with Paiton's kernel",
+    Label.MEASURED: "timed on the device",
     Label.PRIOR: "somebody else's word, not tried",
 }
 
@@ -70,8 +72,10 @@ def export_grouped(
     *,
     device_names: Mapping[str, str] = PEER_DEVICE,
     kernel_digest: str | None = None,
+    kernel: str = KERNEL,
 ) -> GroupedExport:
-    """One file per (E, N, dtype, device) from the rows of moe_grouped; other kernels are ignored.
+    """One file per (E, N, dtype, device) from the rows of moe_grouped, or of the peer's own kernel where a run has
+    measured that; other kernels are ignored, and so are rows imported from files.
 
     `device_names` gives the peer's name of each device, `kernel_digest` keeps rows of one version of the kernel.
     Between two buckets with different configs the file gets an entry at the last M that the lower and the first that
@@ -81,7 +85,8 @@ def export_grouped(
     groups: dict[tuple[PeerName, str], dict[_Variant, list[TunedRow]]] = defaultdict(lambda: defaultdict(list))
     notes: list[str] = []
     for row in rows:
-        if row.cell.kernel == KERNEL and kernel_digest in (None, row.cell.kernel_digest):
+        is_asked = row.cell.kernel == kernel and row.cell.kernel_digest != FORMAT_DIGEST
+        if is_asked and kernel_digest in (None, row.cell.kernel_digest):
             variant = _Variant(row.cell.signature, row.cell.dtype, row.cell.kernel_digest)
             triton = row.env.triton.split("+")[0] if peer is Peer.SGLANG else ""
             groups[_name_of(row, device_names), triton][variant].append(row)
@@ -99,7 +104,7 @@ def export_grouped(
         files.append(_file(peer, name, triton, best))
         notes += [f"{what}: {note}" for note in _notes_of(best)]
     if files:
-        notes.insert(0, _KERNEL_NOTE.format(project=peer.project))
+        notes.insert(0, (_KERNEL_NOTE if kernel == KERNEL else _OWN_NOTE).format(project=peer.project))
     return GroupedExport(files=tuple(files), notes=tuple(dict.fromkeys(notes)))
 
 
@@ -151,7 +156,7 @@ def _translated(row: TunedRow, batch: int | None = None) -> PeerConfig:
         config = MOE_GROUPED.default_config(problem, device_named(row.cell.device))
     else:
         config = Config.from_json(row.config_json)
-    fields = {_FIELD_OF[name]: value for name, value in config.items() if name in _FIELD_OF}
+    fields = {_FIELD_OF.get(name, name): value for name, value in config.items() if name in _KEPT}
     if row.cell.arch == "gfx950":
         fields.pop("kpack", None)  # Triton forces it to 1 there, with a warning for every compile
     return fields

@@ -1,0 +1,1 @@
+"""Kernels of other projects, tuned where those are installed: imported, never copied."""

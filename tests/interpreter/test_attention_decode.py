@@ -68,7 +68,7 @@ def fused_inputs(lengths: list[int], *, dtype: str = "fp32", window: int = 0, qk
 
 def fused_under(mask: torch.Tensor, lengths: list[int], dtype: str = "fp32") -> list:
     """Fused inputs and a mask, which alone says what is seen: it may allow what stands behind the new token."""
-    inputs = fused_inputs(lengths, dtype=dtype, context=mask.shape[1])
+    inputs = fused_inputs(lengths, dtype=dtype, context=mask.shape[1], q_heads=3, kv_heads=1)
     for cache in inputs[LENGTHS - 2 : LENGTHS]:
         cache.nan_to_num_(0.5)
     return [*inputs, mask]
@@ -173,7 +173,7 @@ def test_an_empty_sequence_gives_zeros(splits: int) -> None:
 @pytest.mark.parametrize("kind", MASKS)
 def test_masks(kind: str, splits: int, dtype: str) -> None:
     """Over all of the cache (lengths None), and over what lengths, or the new token's position, leave of it."""
-    inputs = plain_inputs([53, 53], dtype=dtype, context=53)
+    inputs = plain_inputs([53, 53], dtype=dtype, context=53, q_heads=3, kv_heads=1)
     mask = mask_of(kind, 2, 53)
     check(ATTENTION_DECODE_SPEC, [*inputs[:3], None, *inputs[4:], mask], config_of(16, splits), dtype)
     inputs[3] = torch.tensor([37, 1])

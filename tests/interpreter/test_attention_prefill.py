@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 
+from paiton.kernels_triton.attention_mask import mask_ranges_launch
 from paiton.kernels_triton.attention_prefill import (
     ATTENTION_PREFILL_SPEC,
     attention_prefill,
@@ -158,6 +159,16 @@ def test_masks_of_awkward_sizes(tokens: int, keys: int) -> None:
 @pytest.mark.parametrize("head_dim", [8, 96, 128, 256])
 def test_masks_with_other_heads(head_dim: int) -> None:
     check([*batch_of(1, 18, 18, heads=(3, 3), head_dim=head_dim), mask_of("left padding", 1, 18, 18)], config_of())
+
+
+def test_ranges_of_a_mask_by_hand() -> None:
+    """Per row: first True, end of its run, one past the last; a wrong run costs time only, so no result shows it."""
+    rows = ["..11.1.", "1111111", ".......", "......1", "1......"]
+    mask = torch.tensor([[letter == "1" for letter in row] for row in rows])[None]
+    ranges, copy, (launch,) = mask_ranges_launch(mask, 16)
+    launch.run()
+    assert ranges[0].T.tolist() == [[2, 4, 6], [0, 7, 7], [7, 7, 0], [6, 7, 7], [0, 1, 1]]
+    assert torch.equal(copy.bool(), torch.nn.functional.pad(mask, (0, 9)))
 
 
 def test_a_mask_may_be_one_of_all_sequences_and_a_view() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from ..canonical import (
     arg,
@@ -171,13 +172,15 @@ def _check_shapes(q: fx.Node, k: fx.Node, v: fx.Node) -> tuple[int, int, int]:
         isinstance(q_heads, int) and isinstance(kv_heads, int) and isinstance(head_dim, int),
         "number or size of the heads is not static",
     )
-    need(same_size(shape(k)[0], batch), "key and query have not the same batch size")
+    need(_agree(shape(k)[0], batch) and _agree(shape(v)[0], batch), "key and query have not the same batch size")
     need(same_size(shape(k)[3], head_dim), "key and query heads differ in size")
-    need(same_shape(shape(k), shape(v)), "key and value differ in shape")
+    is_like_key = _agree(shape(v)[2], shape(k)[2]) and shape(v)[1] == kv_heads
+    need(is_like_key and same_size(shape(v)[3], head_dim), "key and value differ in shape")
     need(kv_heads > 0 and q_heads % kv_heads == 0, f"{q_heads} query heads are not shared evenly by {kv_heads}")
     need(dtype(q) == dtype(k) == dtype(v), "query, key and value differ in dtype")
     need(dtype(q) in _DTYPES, f"no kernel for {dtype(q)}")
     for node in (q, k, v):
+        need(value(node).layout == torch.strided, f"{node.name} is {value(node).layout}")
         need(_has_unit_stride(node), f"{node.name} is strided over its last axis")
     return q_heads, kv_heads, head_dim
 
@@ -189,10 +192,24 @@ def _check_mask(mask: Any, q: fx.Node, k: fx.Node) -> None:
     need(ndim(mask) == 4, f"the mask has {ndim(mask)} axes, not four")
     batch, heads, queries, keys = shape(mask)
     need(same_size(heads, 1), "a mask for every head")
-    need(same_size(batch, shape(q)[0]) or same_size(batch, 1), "the mask has another batch size")
-    need(same_size(queries, shape(q)[2]), "the mask has another number of queries")
-    need(same_size(keys, shape(k)[2]), "the mask has another number of keys")
+    need(_agree(batch, shape(q)[0]) or same_size(batch, 1), "the mask has another batch size")
+    need(_agree(queries, shape(q)[2]), "the mask has another number of queries")
+    need(_agree(keys, shape(k)[2]), "the mask has another number of keys")
     need(_has_unit_stride(mask), "the mask is strided over the keys")
+
+
+def _agree(a: Any, b: Any) -> bool:
+    """Whether two sizes are equal wherever SDPA accepts them: it broadcasts sizes of 1, and refuses others.
+
+    The tensors of a growing cache have a symbol each in torch's eyes, and nothing says that they are equal.
+    """
+    if same_size(a, b):
+        return True
+    return not (isinstance(a, int) and isinstance(b, int)) and _is_not_one(a) and _is_not_one(b)
+
+
+def _is_not_one(size: Any) -> bool:
+    return bool(statically_known_true(size != 1))
 
 
 def _scale(sdpa: fx.Node, head_dim: int) -> float:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx
 
-from ..canonical import arg, dtype, is_cast, is_last_axis, is_op, ndim, shape
+from ..canonical import arg, dtype, has_only, is_cast, is_last_axis, is_op, ndim, shape
 from ..ops.moe import ROUTER
 from ..rewriter import Pattern, Rewriter, single
 from ..site import need
@@ -35,12 +35,14 @@ def match(rewriter: Rewriter, anchors: tuple[fx.Node, ...]) -> str:
     (topk,) = anchors
     scores, top_k = arg(topk, 0, "input"), arg(topk, 1, "k")
     need(is_op(scores, "softmax"), "no softmax before the top-k: another gating function")
+    need(has_only(topk, "input", "k", "dim", "largest", "sorted"), "a top-k with out")
     logits, before = _logits(scores)
     experts = shape(logits)[1]
     need(isinstance(top_k, int) and isinstance(experts, int), "number of experts or of the chosen is not static")
     need(0 < top_k <= experts, f"top {top_k} of {experts} experts")
     need(is_last_axis(arg(topk, 2, "dim", -1), scores), "top-k over another axis than the experts")
     need(arg(topk, 3, "largest", True) is True, "the smallest, rather than the largest")
+    need(arg(topk, 4, "sorted", True) is True, "the chosen in no particular order")
     values, ids = _outputs(rewriter, topk)
     weights = _weights(rewriter, values)
 
@@ -59,8 +61,7 @@ def _logits(scores: fx.Node) -> tuple[fx.Node, tuple[fx.Node, ...]]:
     """What the softmax is taken of, before a cast to fp32; and the nodes from there to the scores, in order."""
     logits = arg(scores, 0, "input")
     need(ndim(logits) == 2, "the logits are not [tokens, experts]")
-    axis = arg(scores, 1, "dim")
-    need(axis is not None and is_last_axis(axis, logits), "softmax over another axis than the experts")
+    need(is_last_axis(arg(scores, 1, "dim"), logits), "softmax over another axis than the experts")
     need(dtype(scores) == torch.float32, f"softmax in {dtype(scores)}, rather than float32")
     if is_cast(logits) and dtype(logits) == torch.float32 and dtype(logits.args[0]) in _LOGITS:
         return logits.args[0], (logits, scores)
@@ -91,15 +92,13 @@ def _renormalised(rewriter: Rewriter, values: fx.Node) -> Weights:
     total = next((user for user in users if is_op(user, "sum")), None)
     if total is None:
         return Weights(values, False, ())
-    keeps_axis, kind = arg(total, 2, "keepdim", False), total.kwargs.get("dtype")
-    axis = arg(total, 1, "dim")
-    need(axis is not None and is_last_axis(axis, values) and keeps_axis is True, "the weights are summed otherwise")
-    need(kind in (None, torch.float32), "the weights are summed in another dtype")
+    is_row_sum = has_only(total, "input", "dim", "keepdim") and is_last_axis(arg(total, 1, "dim"), values)
+    need(is_row_sum and arg(total, 2, "keepdim", False) is True, "the weights are summed otherwise")
     quotients = [user for user in rewriter.users(total) if is_op(user, "div", "div_")]
     need(len(quotients) == 1 and rewriter.users(total) == quotients, "the sum of the weights is used otherwise")
     (quotient,) = quotients
     is_renormalised = arg(quotient, 0, "input") is values and arg(quotient, 1, "other") is total
-    need(is_renormalised and "rounding_mode" not in quotient.kwargs, "the weights are not divided by their sum")
+    need(is_renormalised and has_only(quotient, "input", "other"), "the weights are not divided by their sum")
     need(set(users) == {total, quotient}, "the weights are used before they are renormalised")
     return Weights(quotient, True, (total, quotient))
 

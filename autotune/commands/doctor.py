@@ -12,7 +12,7 @@ import click
 
 from .options import database_option, database_path_of, json_option, shipped_paths
 
-KNOWN_VARIABLES = ("PAITON_DB", "PAITON_LOG", "PAITON_TEST_GPU", "PAITON_PEER_CONFIGS")
+KNOWN_VARIABLES = ("PAITON_DB", "PAITON_TEST_GPU", "PAITON_PEER_CONFIGS")
 
 
 @dataclass(frozen=True)
@@ -37,19 +37,29 @@ class Finding:
     default=None,
     help="Compile workers. [default: the CPUs of this machine]",
 )
+@click.option(
+    "--script",
+    "scripts",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    multiple=True,
+    help="Also read a script of yours, without running it: does a generate() run uncompiled?",
+)
 @database_option
 @json_option
-def doctor(compiles: bool, jobs: int | None, database: str | None, as_json: bool) -> int:
+def doctor(
+    compiles: bool, jobs: int | None, scripts: tuple[Path, ...], database: str | None, as_json: bool
+) -> int:  # fmt: skip
     """Check packages, compilers, GPU, environment variables and the database. Exit status 1 when something is wrong.
 
     \b
     Examples:
       autotune doctor
       autotune doctor --compile
+      autotune doctor --script serve.py
     """
     findings: list[Finding] = []
     path = database_path_of(database)
-    for finding in _findings(path):
+    for finding in (*_findings(path), *map(_script, scripts)):
         findings.append(finding)
         if not as_json:
             _say(finding)
@@ -75,6 +85,8 @@ def _say(finding: Finding) -> None:
 
 def _findings(path: Path) -> Iterator[Finding]:
     yield from _packages()
+    yield _transformers()
+    yield _backend()
     yield _compilers()
     yield _gpu()
     yield from _variables(os.environ)
@@ -97,6 +109,46 @@ def _packages() -> Iterator[Finding]:
         wanted = ".".join(map(str, lowest))
         is_sound = bool(found) and tuple(int(part) for part in found.split(".")[:2]) >= lowest
         yield Finding(package, is_sound, f"{found or 'not installed'} (needs {wanted} or newer)")
+
+
+def _transformers() -> Finding:
+    from ..environment import installed_version
+
+    lowest = (5, 17)
+    found = installed_version("transformers")
+    if not found:
+        return Finding(
+            "transformers", True, "not installed (optional: models by hub id, and the torch.compile backend)"
+        )
+    is_sound = tuple(int(part) for part in found.split(".")[:2]) >= lowest
+    return Finding("transformers", is_sound, f"{found} (needs 5.17 or newer for the torch.compile backend)")
+
+
+def _backend() -> Finding:
+    """Whether torch.compile(..., backend="paiton") finds the backend by itself."""
+    from importlib.metadata import entry_points
+
+    found = entry_points(group="torch_dynamo_backends", name="paiton")
+    if not found:
+        return Finding(
+            "backend", True, "no entry point (a checkout that is not installed): call paiton.register() first"
+        )
+    targets = {entry.value for entry in found}
+    if targets != {"paiton.compiler.backend:paiton"}:
+        return Finding("backend", False, f'the name "paiton" belongs to {", ".join(sorted(targets))}')
+    return Finding(
+        "backend", True, 'torch.compile(..., backend="paiton") is found; for generate() use paiton.compile(model)'
+    )
+
+
+def _script(path: Path) -> Finding:
+    from ..generate_trap import find_traps
+
+    try:
+        traps = find_traps(path)
+    except (SyntaxError, UnicodeDecodeError) as error:
+        return Finding("script", False, f"{path} cannot be read: {error}")
+    return Finding("script", not traps, "; ".join(map(str, traps)) or f"{path}: no generate() that runs uncompiled")
 
 
 def _compilers() -> Finding:

@@ -28,6 +28,29 @@ def triton_source_key() -> str:
     return hashlib.blake2b(triton_key().encode(), digest_size=16).hexdigest()
 
 
+def toolkit() -> str:
+    """The toolkit that torch was built with: it brings the driver's counterpart on a machine with a GPU."""
+    import torch
+
+    return f"ROCm {torch.version.hip}" if torch.version.hip else f"CUDA {torch.version.cuda}"
+
+
+def running_environment() -> Environment | None:
+    """What compiles here, to be compared with the environment of stored answers; None where Triton is not installed.
+
+    Without a GPU the toolkit stays unknown: what torch was built with says nothing of the machine that will serve.
+    """
+    try:
+        key = triton_source_key()
+    except ImportError:
+        return None
+    from .local_gpu import find_local_gpu
+
+    return Environment(
+        triton=installed_version("triton"), triton_key=key, toolkit=toolkit() if find_local_gpu() else ""
+    )
+
+
 def offline_environment(device: Device, model_version: str) -> Environment:
     """Where an estimate comes from: no GPU, the target compiler and the version of the static model."""
     return Environment(

@@ -108,14 +108,14 @@ def describe_gpu() -> dict[str, str]:
     """What the database records of this GPU and its software."""
     import triton
 
-    from .environment import triton_source_key
+    from .environment import toolkit, triton_source_key
 
     properties = torch.cuda.get_device_properties(0)
     return {
         "gpu": properties.name,
         "arch_raw": arch_text_of(properties),
         "driver": _driver_version(),
-        "toolkit": f"ROCm {torch.version.hip}" if torch.version.hip else f"CUDA {torch.version.cuda}",
+        "toolkit": toolkit(),
         "triton": triton.__version__,
         "triton_key": triton_source_key(),
         "torch": torch.__version__,

@@ -63,6 +63,10 @@ class WarmUp:
         ordered = sorted(found.items(), key=lambda pair: (list(Tier).index(pair[0][0]), -(pair[0][1] or 0)))
         return [(tier.value, label.name.lower() if label else "", count) for (tier, label), count in ordered]
 
+    def of_other_compilers(self) -> int:
+        """Problems whose answer was found under another Triton or toolkit than the one that compiles here."""
+        return sum(each.answer.is_other_compiler for each in self.served)
+
     def misses(self) -> list[Served]:
         """The problems without an answer, which get their kernel's default."""
         return [each for each in self.served if each.answer.tier is Tier.DEFAULT]

@@ -30,6 +30,8 @@ class Answer:
     row: TunedRow | None = None
     database: Path | None = None
     """The file of the row."""
+    is_other_compiler: bool = False
+    """The row was found under another Triton or toolkit than the one that runs here."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -99,6 +99,12 @@ class Environment:
         return _digest((self.triton_key, self.toolkit), size=8, person=b"paiton.compiler")
 
 
+def is_other_compiler(env: Environment, running: Environment) -> bool:
+    """Whether `running` compiles with another Triton than `env` did, or by another toolkit as far as both are known."""
+    toolkits = {env.toolkit, running.toolkit} - {""}
+    return env.triton_key != running.triton_key or len(toolkits) > 1
+
+
 def compiler_digest(env: Environment) -> bytes:
     """`env.compiler`, the second part of a row's primary key."""
     return env.compiler

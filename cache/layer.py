@@ -19,9 +19,9 @@ _PROVENANCE = ", ".join(
     + [f"source.{name} AS source_{name}" for name in SOURCE_COLUMNS]
 )
 _ROW = f"SELECT tuned.*, {_PROVENANCE} FROM tuned JOIN env ON env.id = env JOIN source ON source.id = source"
-# Two bound keys in turn: the compiler whose rows are preferred, and the cell.
+# Bound: the cell, and the two digests of the running compiler: with its toolkit, and without as estimates have it.
 _BEST = (
-    f"{_ROW} WHERE tuned.key = ?2 ORDER BY label DESC, compiler = ?1 DESC, samples DESC, ts_ms DESC,"
+    f"{_ROW} WHERE tuned.key = ?1 ORDER BY label DESC, compiler IN (?2, ?3) DESC, samples DESC, ts_ms DESC,"
     " coalesce(us_median, 1e30), coalesce(score, 1e30), row_digest DESC LIMIT 1"
 )
 _SITE = (
@@ -64,9 +64,9 @@ class Layer:
     def close(self) -> None:
         self._connection.close()
 
-    def best(self, key: bytes, compiler: bytes) -> list[TunedRow]:
-        """The best row of a cell, or none; of equal labels one of `compiler` comes first."""
-        return self._rows(_BEST, (compiler, key))
+    def best(self, key: bytes, compilers: tuple[bytes, bytes]) -> list[TunedRow]:
+        """The best row of a cell, or none; of equal labels one of `compilers` comes first."""
+        return self._rows(_BEST, (key, *compilers))
 
     def near(self, cell: Cell, limit: int) -> list[TunedRow]:
         """The rows of the cell's kernel that differ from it in the fewest fields, nearest first."""

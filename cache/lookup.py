@@ -21,7 +21,7 @@ from .answer import Answer, Counts, Explanation, Tier, weigh
 from .connection import BUSY_TIMEOUT_S
 from .errors import DatabaseMissing, StoreError, shown
 from .hint import run_line
-from .key import Cell, compiler_digest
+from .key import Cell, Environment, is_other_compiler
 from .layer import Layer, Site
 from .rows import TunedRow
 
@@ -60,7 +60,8 @@ class Lookup:
         self.skipped = skipped
         """Why a file takes no part, one line each."""
         self._layers = list(layers)
-        self._compiler: bytes | None = None
+        self._running: Environment | None = None
+        self._compilers = (b"", b"")
         self._max_ratio = 2.0**MAX_LOG2_DISTANCE
         self._beyond_range = False
         self._reports_misses = True
@@ -75,7 +76,7 @@ class Lookup:
         path: str | os.PathLike[str],
         *,
         shipped: Iterable[str | os.PathLike[str]] = (),
-        compiler: bytes | None = None,
+        running: Environment | None = None,
         max_log2_distance: float = MAX_LOG2_DISTANCE,
         beyond_range: bool = False,
         report_misses: bool = True,
@@ -85,10 +86,11 @@ class Lookup:
 
         `shipped` files (see location.shipped_databases) are opened as immutable: they may only ever be replaced by a
         rename. Beside them a file that is missing or cannot be read is left out with one line in the log of `paiton`;
-        `path` alone raises StoreError as ConfigStore.open does. `compiler` (key.compiler_digest of the running
-        environment) marks answers whose timing was taken under another compiler. `beyond_range` lets the nearest
-        bucket also serve a batch outside the range that was tuned, within the same distance. `report_misses=False`
-        leaves misses out of the log, for a caller that asks speculatively; `counts` has them either way.
+        `path` alone raises StoreError as ConfigStore.open does. Under the `running` environment (its Triton and, if
+        known, its toolkit) answers of that compiler come first among equals, and others say so in their reason.
+        `beyond_range` lets the nearest bucket also serve a batch outside the range that was tuned, within the same
+        distance. `report_misses=False` leaves misses out of the log, for a caller that asks speculatively; `counts`
+        has them either way.
         `timeout_s` is how long a question may wait for a file that another process has locked.
         """
         user, others = Path(path), [Path(each) for each in shipped]
@@ -103,7 +105,9 @@ class Lookup:
                 skipped.append(str(error))
                 _LOG.log(logging.INFO if isinstance(error, DatabaseMissing) else logging.WARNING, "left out: %s", error)
         lookup = cls(user, layers, skipped=tuple(skipped))
-        lookup._compiler = compiler
+        if running is not None:
+            lookup._running = running
+            lookup._compilers = (running.compiler, replace(running, toolkit="").compiler)
         lookup._max_ratio = 2.0**max_log2_distance
         lookup._beyond_range = beyond_range
         lookup._reports_misses = report_misses
@@ -220,7 +224,7 @@ class Lookup:
     def _best(self, cell: Cell) -> _Found | None:
         """Best row over all files; of equal labels the earlier file's."""
         best: _Found | None = None
-        for path, row in self._ask(lambda layer: layer.best(cell.key, self._compiler or b"")):
+        for path, row in self._ask(lambda layer: layer.best(cell.key, self._compilers)):
             if best is None or row.label > best.row.label:
                 best = _Found(path, row)
         return best
@@ -245,13 +249,15 @@ class Lookup:
         reason = f"{why}; {row.label.name.lower()}"
         if row.config_json is None:
             reason += "; the default is best"
-        if self._compiler is not None and compiler_digest(row.env) != self._compiler:
+        is_other = self._running is not None and is_other_compiler(row.env, self._running)
+        if is_other:
             reason += f"; under another compiler (Triton {row.env.triton or 'unknown'}), retune to confirm"
         if found.path != self.path:
             reason += f"; from {shown(found.path.name)}"
         return Answer(
-            config_json=row.config_json, tier=tier, reason=reason, label=row.label, row=row, database=found.path
-        )
+            config_json=row.config_json, tier=tier, reason=reason, label=row.label, row=row, database=found.path,
+            is_other_compiler=is_other,
+        )  # fmt: skip
 
 
 def _miss(cell: Cell, stored: list[Cell], same_kernel: list[Cell]) -> str:

@@ -56,6 +56,7 @@ def explain(
     from ...search_spaces.config import Config
     from ...search_spaces.model_spec import ModelError
     from ...search_spaces.workload import WorkloadError, problems
+    from ..environment import running_environment
     from ..run import cell_of
     from .options import device_of, model_of
 
@@ -68,7 +69,7 @@ def explain(
     except (WorkloadError, ModelError) as error:
         raise click.UsageError(str(error)) from None
     logging.getLogger("paiton").addHandler(logging.NullHandler())  # what the lookup would log is printed here
-    with Lookup.open(database_path_of(database), shipped=shipped_paths()) as lookup:
+    with Lookup.open(database_path_of(database), shipped=shipped_paths(), running=running_environment()) as lookup:
         for line in lookup.skipped:
             click.echo(f"left out: {line}", err=True)
         for item in items:
@@ -100,6 +101,7 @@ def _print_json(explanation: Explanation, config: Config, line: str) -> None:
         "label": answer.label.name.lower() if answer.label is not None else None,
         "reason": answer.reason,
         "database": str(answer.database) if answer.database else None,
+        "other_compiler": answer.is_other_compiler,
         "tune": line,
         "considered": [
             {

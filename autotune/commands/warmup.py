@@ -42,6 +42,7 @@ def warmup(**options: Any) -> int:
     import logging
 
     from ...cache.lookup import Lookup
+    from ..environment import running_environment
     from ..request import make_request
     from ..warmup import warm_up
 
@@ -60,7 +61,7 @@ def warmup(**options: Any) -> int:
             database=options["database"],
         )
     logging.getLogger("paiton").addHandler(logging.NullHandler())  # what the lookup would log is printed here
-    with Lookup.open(request.database, shipped=shipped_paths()) as lookup:
+    with Lookup.open(request.database, shipped=shipped_paths(), running=running_environment()) as lookup:
         outcome = warm_up(request.items, request.device, lookup, request.jobs)
         for line in lookup.skipped:
             click.echo(f"left out: {line}", err=True)
@@ -101,6 +102,7 @@ def _print_json(outcome: WarmUp, model: str, device: Device, options: dict[str, 
         "cache": str(outcome.cache),
         "problems": len(outcome.served),
         "tiers": [{"tier": tier, "label": label or None, "problems": count} for tier, label, count in outcome.tiers()],
+        "other_compiler": outcome.of_other_compilers(),
         "compiled": outcome.compiled,
         "cached": outcome.cached,
         "failures": [
@@ -134,6 +136,9 @@ def _print_text(outcome: WarmUp, model: str, device: Device, options: dict[str, 
         click.echo(f"failed: {failure.served.cell}: {failure.served.config or 'default'}: {failure.error}")
     if len(outcome.failures) > SHOWN_FAILURES:
         click.echo(f"failed: {len(outcome.failures) - SHOWN_FAILURES} more; --json lists them all")
+    others = outcome.of_other_compilers()
+    if others:
+        click.echo(f"{others} answers were found under another compiler than this one; retune to confirm them.")
     misses = outcome.misses()
     if misses:
         click.echo(f"{len(misses)} problems have no answer and get the default of their kernel. To tune them:")

@@ -118,24 +118,34 @@ def test_another_kernel_version_is_never_served(path: Path, build: Any) -> None:
 def test_another_compiler_is_flagged(path: Path, build: Any) -> None:
     row = build.measured(env=build.env(triton="3.5.0", triton_key="old"))
     filled(path, row)
-    with Lookup.open(path, compiler=compiler_digest(build.env(triton_key="new"))) as lookup:
+    with Lookup.open(path, running=build.env(triton_key="new")) as lookup:
         answer = lookup.find(build.cell())
     assert answer.config_json == row.config_json
     assert answer.reason == "exact; measured; under another compiler (Triton 3.5.0), retune to confirm"
-    with Lookup.open(path, compiler=compiler_digest(row.env)) as lookup:
+    with Lookup.open(path, running=row.env) as lookup:
         assert lookup.find(build.cell()).reason == "exact; measured"
+
+
+def test_a_toolkit_counts_where_both_are_known(path: Path, build: Any) -> None:
+    """An estimate has none, a machine without a GPU has none; that alone is no other compiler."""
+    measured = build.measured(build.cell(batch=1), env=build.env(toolkit="ROCm 7.0"))
+    filled(path, measured, build.estimated(build.cell(batch=2)))
+    filled(path, build.estimated(build.cell(batch=2), env=build.env(triton_key="old"), score=1.0, ts_ms=2**60))
+    for toolkit, is_flagged in (("ROCm 7.0", False), ("", False), ("ROCm 7.1", True)):
+        with Lookup.open(path, running=build.env(toolkit=toolkit)) as lookup:
+            assert ("under another compiler" in lookup.find(measured.cell).reason) == is_flagged
+            assert lookup.find(build.cell(batch=2)).reason == "exact; estimated", "this Triton's, though older"
 
 
 def test_label_comes_before_compiler(path: Path, build: Any) -> None:
     theirs = build.measured(env=build.env(triton_key="theirs"), ts_ms=1)
     mine = build.estimated(env=build.env(triton_key="mine"), ts_ms=2)
     older = build.estimated(env=build.env(triton_key="older"), ts_ms=1)
-    compiler = compiler_digest(older.env)
     filled(path, mine, older)
-    with Lookup.open(path, compiler=compiler) as lookup:
+    with Lookup.open(path, running=older.env) as lookup:
         assert lookup.find(build.cell()).row == older
     filled(path, theirs)
-    with Lookup.open(path, compiler=compiler) as lookup:
+    with Lookup.open(path, running=older.env) as lookup:
         assert lookup.find(build.cell()).row == theirs
 
 
@@ -158,8 +168,9 @@ def test_lookup_agrees_with_the_store(tmp_path_factory: Any, build: Any, data: s
     )
     path = filled(tmp_path_factory.mktemp("agree") / "p.db", *data.draw(st.lists(rows, max_size=8)))
     asked = data.draw(st.lists(cells, min_size=1, max_size=4))
-    compiler = data.draw(st.sampled_from([None, *(compiler_digest(build.env(**values)) for values in ENVS)]))
-    with ConfigStore.open(path, read_only=True) as store, Lookup.open(path, compiler=compiler) as lookup:
+    running = data.draw(st.sampled_from([None, *(build.env(**values) for values in ENVS)]))
+    compiler = None if running is None else compiler_digest(running)
+    with ConfigStore.open(path, read_only=True) as store, Lookup.open(path, running=running) as lookup:
         for cell in asked:
             answer = lookup.find(cell)
             exact = store.find(cell, compiler=compiler)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -18,6 +19,7 @@ import pytest
 
 from paiton.autotune.cli import status_of
 from paiton.autotune.commands.doctor import KNOWN_VARIABLES
+from paiton.cache.store import ConfigStore, TunedFilter
 from paiton.search_spaces.arch import known_devices
 from paiton.search_spaces.presets import PRESETS
 
@@ -372,11 +374,27 @@ def test_explain(database: Path) -> None:
         "static model",
     ):
         assert words in text.out
+    assert not exact["other_compiler"] and "under another compiler" not in text.out
     near = json.loads(say(*usual, "3", "--json").out.splitlines()[0])
     assert near["tier"] != exact["tier"] and near["reason"]
     missing = say("explain", *usual[1:-3], "--db", str(database) + ".none", "--batch", "2")
     assert missing == Said(2, "", f"Error: no database at {database}.none; `autotune run` makes one\n")
     assert say(*usual[:6], "norm", *usual[7:], "2").err.startswith("Error: unknown kernel 'norm'")
+
+
+def test_explain_says_when_another_triton_found_the_answer(database: Path, tmp_path: Path) -> None:
+    usual = ("explain", "--arch", "gfx942", "--model", MODEL, "--kernel", "rms_norm", "--batch", "2")
+    old = tmp_path / "old.db"
+    with ConfigStore.open(database, read_only=True) as store:
+        rows = [
+            dataclasses.replace(row, env=dataclasses.replace(row.env, triton="3.5.0", triton_key="old"))
+            for row in store.tuned(TunedFilter(kernel="rms_norm"))
+        ]
+    with ConfigStore.open(old) as store:
+        store.put_all_tuned(rows)
+    text = say(*usual, "--db", str(old))
+    assert "exact; estimated; under another compiler (Triton 3.5.0), retune to confirm" in text.out
+    assert json.loads(say(*usual, "--db", str(old), "--json").out.splitlines()[0])["other_compiler"]
 
 
 def test_archs() -> None:

@@ -130,6 +130,7 @@ def test_what_the_database_says_is_compiled_into_the_cache(warmed: Warmed) -> No
     assert second.startswith("3 binaries compiled, 0 were in the cache already; ")
     assert second.endswith(f" CPU-s). Cache: {warmed.cache}")
     assert rest == [
+        "3 answers were found under another compiler than this one; retune to confirm them.",
         "3 problems have no answer and get the default of their kernel. To tune them:",
         f"  autotune run --arch gfx942 --device MI300X --model {MODEL} --kernel add_rms_norm --batch-sizes 1,2,4"
         f" --db {warmed.database}",

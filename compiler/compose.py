@@ -15,7 +15,6 @@ from . import gpu, selection
 from .canonical import calls, value
 from .decide import Choose, Costs, Ours, setting_of
 from .ops.linear import LINEAR
-from .ops.registry import problems_of
 from .patterns.attention_cache import PATTERN as ATTENTION_CACHE
 from .patterns.linear_residual import EXPERTS_RESIDUAL, LINEAR_RESIDUAL
 from .rewriter import Pattern, Rewriter
@@ -73,18 +72,18 @@ def _reason_to_join(rewriter: Rewriter, costs: Costs, site: Site, linear: fx.Nod
     normed, _, norm_weight, eps = (value(arg) for arg in site.call.args)
     linear_site = rewriter.site_of(linear)
     assert linear_site is not None
-    joined = costs.ours("linear", problems_of("linear", (x, weight, bias, normed)))
+    joined = costs.ours(costs.ways("linear", (x, weight, bias, normed)))
     if joined.us is None:
         return ""
     verdict = costs.verdict(rewriter, linear_site)
-    ways = problems_of("rms_norm", (normed, norm_weight, eps))
+    ways = costs.ways("rms_norm", (normed, norm_weight, eps))
     if verdict is None or not ways:
         return ""
     norm = costs.expected("rms_norm", ways[0][0], setting_of(rewriter, site))
     whole = costs.verdict(rewriter, site)
     if whole is None:
         return ""
-    together = joined.us + _least(costs.ours("rms_norm", ways), norm.us)
+    together = joined.us + _least(costs.ours(ways), norm.us)
     apart = verdict.best_us + whole.best_us
     if together >= MARGIN * apart:
         return ""

@@ -9,7 +9,7 @@ ours, and measurement has decided beforehand.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,16 +24,17 @@ from ..search_spaces.problem import InvalidProblem, Problem
 from ..search_spaces.registry import space_of
 from ..search_spaces.space import columns_of_config
 from . import gpu, selection
+from .ask import Asks
 from .canonical import is_op, value
 from .choice import Choice, Way
-from .ops.registry import OPERATORS, problems_of
+from .ops.registry import OPERATORS, asks_of, problems_of
 from .rewriter import Rewriter
 from .site import Site, Status
 from .worth import Expected, Setting, beside_us, expected
 
 KEPT_ON_CPU = frozenset({"experts", "attention"})
 """Patterns whose operator computes at least as fast on a CPU as Inductor's code for the same place. By measurement:
-python tests/compiler/bench_cpu.py"""
+python tests/compiler/bench_cpu_sites.py"""
 
 ESTIMATE_MARGIN = 0.95
 """An estimate has to be this much better than Inductor's modelled time, a measured time just better: both models share
@@ -59,6 +60,7 @@ class Ours:
 class Verdict:
     """Both sides of a site. `instead_us` is the best that its place costs without it."""
 
+    batch: int
     ours: Ours
     inductor: Expected
     instead_us: float
@@ -81,17 +83,24 @@ class Costs:
     def __init__(self, device: Device, choose: Choose = selection.choose_way) -> None:
         self.device = device
         self._choose = choose
-        self._ours: dict[tuple[str, Ways], Ours] = {}
+        self._ways: dict[tuple[str, Asks], Ways] = {}
+        self._ours: dict[Ways, Ours] = {}
         self._expected: dict[tuple[str, Problem, Setting], Expected] = {}
+        self._verdicts: dict[int, Verdict | None] = {}
 
     def verdict(self, rewriter: Rewriter, site: Site) -> Verdict | None:
-        """Both sides of a site; None where no kernel of ours computes its operation."""
+        """Both sides of a site of this graph; None where no kernel of ours computes its operation."""
+        if id(site) not in self._verdicts:
+            self._verdicts[id(site)] = self._compared(rewriter, site)
+        return self._verdicts[id(site)]
+
+    def _compared(self, rewriter: Rewriter, site: Site) -> Verdict | None:
         calls = operator_calls(site)
-        ways = [problems_of(name, args) for name, args in calls]
+        ways = [self.ways(name, args) for name, args in calls]
         if not calls or not all(ways):
             return None
         problem, setting = ways[0][0][0], setting_of(rewriter, site)
-        ours = _added([self.ours(name, each) for (name, _), each in zip(calls, ways, strict=True)])
+        ours = _added([self.ours(each) for each in ways])
         inductor = self.expected(site.pattern, problem, setting)
         instead, is_split = inductor.us, False
         parts = [self.verdict(rewriter, part) for part in site.parts]
@@ -100,13 +109,21 @@ class Costs:
             split = beside + sum(part.best_us for part in parts if part is not None)
             if split < instead:
                 instead, is_split = split, True
-        return Verdict(ours, inductor, instead, is_split)
+        return Verdict(problem.batch, ours, inductor, instead, is_split)
 
-    def ours(self, name: str, ways: Ways) -> Ours:
-        """The time of one call of an operator."""
-        known = self._ours.get((name, ways))
+    def ways(self, name: str, args: Sequence[Any]) -> Ways:
+        """As `problems_of`."""
+        asks = asks_of(name, args)
+        known = self._ways.get((name, asks))
         if known is None:
-            known = self._ours[name, ways] = _way_us(self._choose(ways, self.device))
+            known = self._ways[name, asks] = problems_of(name, args)
+        return known
+
+    def ours(self, ways: Ways) -> Ours:
+        """The time of one call of an operator that can be run in these ways."""
+        known = self._ours.get(ways)
+        if known is None:
+            known = self._ours[ways] = _way_us(self._choose(ways, self.device))
         return known
 
     def expected(self, pattern: str, problem: Problem, setting: Setting) -> Expected:
@@ -120,7 +137,7 @@ class Costs:
 def decide(rewriter: Rewriter, sites: str = "faster", *, choose: Choose = selection.choose_way) -> None:
     """Undo the sites that do not pay, and give every site its reason. `sites` is "faster", or "all" to keep each."""
     costs: dict[torch.device, Costs] = {}
-    work = sorted(rewriter.replaced(), key=_size)
+    work = sorted(rewriter.replaced(), key=_depth)
     while work:
         site = work.pop()
         if sites == "all":
@@ -130,7 +147,8 @@ def decide(rewriter: Rewriter, sites: str = "faster", *, choose: Choose = select
         if keep:
             site.reason = reason
         elif rewriter.undo(site, reason):
-            work = sorted((*work, *(part for part in site.parts if part.status is Status.REPLACED)), key=_size)
+            # Sites of the same depth have nothing to do with its parts, so these can come at once.
+            work += [part for part in site.parts if part.status is Status.REPLACED]
 
 
 def _judged(
@@ -151,12 +169,11 @@ def _judged(
     verdict = costs[where].verdict(rewriter, site)
     if verdict is None:
         return False, f"{device.name}: no kernel of ours computes this: left to Inductor"
-    return verdict.is_kept, _sentence(device, site, verdict)
+    return verdict.is_kept, _sentence(device, verdict)
 
 
-def _sentence(device: Device, site: Site, verdict: Verdict) -> str:
-    ways = [problems_of(name, args) for name, args in operator_calls(site)]
-    start = f"{device.name}, batch {ways[0][0][0].batch}: {verdict.ours.text}"
+def _sentence(device: Device, verdict: Verdict) -> str:
+    start = f"{device.name}, batch {verdict.batch}: {verdict.ours.text}"
     if verdict.ours.us is None:
         return f"{start}: left to Inductor"
     launches = verdict.inductor.launches
@@ -235,8 +252,14 @@ def operator_calls(site: Site) -> list[tuple[str, tuple[Any, ...]]]:
     return found
 
 
+_READ_SETTING = frozenset({"attention", "attention_cache", "experts"})
+_NO_SETTING = Setting()
+
+
 def setting_of(rewriter: Rewriter, site: Site) -> Setting:
     """What Inductor would find around a site, read from the nodes that the site stands for."""
+    if site.pattern not in _READ_SETTING and not site.pattern.endswith("_residual"):
+        return _NO_SETTING
     nodes = list(_nodes(site))
     tokens, keys, has_mask, sequences = 0, 0, False, 1
     for name, args in operator_calls(site):
@@ -286,11 +309,8 @@ def _operator_name(node: fx.Node) -> str | None:
 
 
 def _torch_device(site: Site) -> torch.device | None:
-    for _, args in operator_calls(site):
-        for each in args:
-            if isinstance(each, torch.Tensor):
-                return each.device
-    return None
+    tensors = (value(each) for each in site.call.args) if site.call is not None else ()
+    return next((each.device for each in tensors if isinstance(each, torch.Tensor)), None)
 
 
 def _hint(size: Any) -> int:
@@ -300,9 +320,9 @@ def _hint(size: Any) -> int:
     return int(size)
 
 
-def _size(site: Site) -> int:
-    """How many sites a site is made of: those that stand on others are judged first."""
-    return 1 + sum(_size(part) for part in site.parts)
+def _depth(site: Site) -> int:
+    """Those that stand on others are judged before what stands on nothing."""
+    return 1 + max((_depth(part) for part in site.parts), default=0)
 
 
 def _us(us: float) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -71,6 +72,8 @@ class Rewriter:
         self._fake_mode = _mode_of(module.graph) or fake_mode or contextlib.nullcontext()
         self._site_of_call: dict[fx.Node, Site] = {}
         self._dead: set[fx.Node] = set()
+        self._claims: Counter[fx.Node] = Counter()
+        """How many sites that stand in the graph, by themselves or joined, stand for a node or made it."""
         self._site: Site | None = None
 
     # Reading
@@ -226,10 +229,11 @@ class Rewriter:
         """
         if site.status is not Status.REPLACED:
             return False
-        made = self._dead.union(site.emitted)
-        if any(user < old for old, new in site.swaps for user in new.users if user not in made):
+        made = set(site.emitted)
+        if any(user < old for old, new in site.swaps for user in self.users(new) if user not in made):
             site.reason = f"{reason}; kept, because a later site reads it early"
             return False
+        self._claims.subtract({*site.nodes, *site.emitted})
         self._take_back(site)
         site.status, site.reason = Status.LEFT, reason
         for part in site.parts:
@@ -237,7 +241,7 @@ class Rewriter:
         if site.call is not None:
             self._site_of_call.pop(site.call, None)
         # What another site stands for as well goes on being dead.
-        self._bury(list(self._candidates().intersection(site.nodes)))
+        self._bury([node for node in site.nodes if self._claims[node] > 0])
         return True
 
     def sweep(self) -> int:
@@ -313,6 +317,7 @@ class Rewriter:
             part.status = Status.JOINED
         if site.call is not None:
             self._site_of_call[site.call] = site
+        self._claims.update({*site.nodes, *site.emitted})
         self._dead.update(site.writes)
         self._bury(site.nodes)
 

@@ -103,6 +103,7 @@ def test_findings_in_the_published_files() -> None:
     vllm, sglang = (lint_folder(peer, PEER_CONFIGS / peer.value) for peer in (Peer.VLLM, Peer.SGLANG))
     assert Counter(each.kind for each in vllm) == {"block-k": 11, "copy": 2, "sparse": 1, "dead-name": 1}
     assert Counter(each.kind for each in sglang) == {"not-retuned": 3, "implicit": 2, "sparse": 2}
+    assert all(each.detail and each.kind in lint_peers.EXPLANATIONS for each in (*vllm, *sglang))
     (dead,) = [each.where for each in vllm if each.kind == "dead-name"]
     assert dead == "E=128,N=8960,device_name=NVIDIA_H100_80GB_HBM3,dtype=bf16.json"
     assert "triton_3_6_0/E=128,N=768,device_name=NVIDIA_H200.json" in {each.where for each in sglang}

@@ -22,6 +22,7 @@ from paiton.cache.merge import evidence, identity, merge_into, merged
 from paiton.cache.row_text import line_of
 from paiton.cache.rows import Candidate, Label, Source, TunedRow
 from paiton.cache.store import ConfigStore
+from paiton.cache.untrusted import read_untrusted
 
 
 def _row(batch: int, label: Label, config: int, us: float, samples: int, ts: int, triton: str, p10: float) -> TunedRow:
@@ -99,6 +100,17 @@ def test_the_database_merges_as_memory_does(
         again = merge_into(two, b)
         assert logical_digest(one.tuned()) == logical_digest(two.tuned()) == logical_digest(merged(a, b))
         assert (again.added, again.replaced) == (0, 0)
+
+
+@settings(max_examples=15)
+@given(groups)
+def test_a_shipped_file_gives_its_rows_back(tmp_path_factory: pytest.TempPathFactory, group: list[TunedRow]) -> None:
+    path = tmp_path_factory.mktemp("ship") / "shipped.db"
+    answers = merged(group)
+    write_shipped(answers, path)
+    assert read_untrusted(path, are_configs_checked=False) == answers
+    with ConfigStore.open(path, read_only=True) as store:
+        assert merged(store.tuned()) == answers
 
 
 def test_a_merge_reports_what_it_did(store: ConfigStore, build: Any) -> None:

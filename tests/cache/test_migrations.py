@@ -84,6 +84,19 @@ def test_later_steps_keep_the_rows(path: Path, build: Any) -> None:
         ConfigStore.open(path)
 
 
+@pytest.mark.parametrize("earlier", range(SCHEMA))
+def test_every_earlier_schema_leads_to_the_newest(tmp_path: Path, build: Any, earlier: int) -> None:
+    """Schema 0 is the empty file; a step that is added later is covered from every schema before it."""
+    old, new = tmp_path / "old.db", tmp_path / "new.db"
+    engine = make_engine(old, read_only=False, timeout_s=5.0)
+    migrate(engine, old, MIGRATIONS[:earlier])
+    engine.dispose()
+    for path in (old, new):
+        with ConfigStore.open(path) as store:
+            assert store.put_tuned(build.measured()) and store.tuned()[0].us_median == 20.0
+    assert shape(old) == shape(new)
+
+
 def test_steps_are_all_or_none(path: Path) -> None:
     engine = make_engine(path, read_only=False, timeout_s=5.0)
     with pytest.raises(RuntimeError, match="half-way"):

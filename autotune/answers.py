@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ..cache.rows import Label, TunedRow
 from ..search_spaces.config import Config
 
-_BLOCKS = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "BLOCK_H", "BLOCK_T")
+_BLOCKS = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "BLOCK_H", "BLOCK_T", "BLOCK_SIZE_M", "BLOCK_SIZE_N", "BLOCK_SIZE_K")
 
 
 def tile(config: Config) -> str:

@@ -126,13 +126,14 @@ def attention_decode_fused(
 
 
 def _within_window(q: Tensor, k: Tensor, mask: Tensor | None, is_causal: bool, window: int) -> Tensor:
-    """The mask [.., S, T] that also keeps the window."""
+    """The mask [.., .., S, T] that also keeps the window."""
     tokens, keys = q.shape[2], k.shape[2]
     if not is_causal and tokens != 1:
         raise ValueError(f"window {window} without is_causal takes one query, not {tokens}")
     last = torch.arange(tokens, device=q.device)[:, None] if is_causal else keys - 1
     key = torch.arange(keys, device=q.device)[None, :]
     seen = (key <= last) & (key > last - window)
+    seen = seen[None, None]
     if mask is None:
         return seen
     return mask & seen if mask.dtype == torch.bool else mask.masked_fill(~seen, float("-inf"))

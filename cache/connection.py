@@ -82,7 +82,9 @@ def connect(
         connection = sqlite3.connect(uri, uri=True, timeout=timeout_s, isolation_level=None, check_same_thread=False)
         try:
             connection.execute("PRAGMA trusted_schema=OFF")
-            version = _retrying(lambda: identify(connection, path), timeout_s)
+            # A reader may be a server, which asked for a bound; a writer starting up has to live through the race.
+            wait_s = min(_WAL_RACE_S, timeout_s) if read_only else _WAL_RACE_S
+            version = _retrying(lambda: identify(connection, path), wait_s)
             if read_only and version == 0:
                 raise DatabaseMissing(f"{shown(path)} is empty; `autotune run` fills it")
             if read_only and version < SCHEMA:
@@ -91,7 +93,7 @@ def connect(
                     " open it once for writing (`autotune run`) to migrate it"
                 )
             if not read_only:
-                _retrying(lambda: connection.execute("PRAGMA journal_mode=WAL").fetchone(), timeout_s)
+                _retrying(lambda: connection.execute("PRAGMA journal_mode=WAL").fetchone(), wait_s)
                 # One driver writes, a few commits a second: an fsync per commit is affordable and keeps a
                 # finished trial through a power cut, where NORMAL would only keep it through a killed
                 # process.
@@ -158,9 +160,9 @@ def newer(path: Path, version: int) -> NewerDatabase:
     )
 
 
-def _retrying(step: Callable[[], T], timeout_s: float) -> T:
-    """Result of `step`, tried again for 4 s, or `timeout_s` if that is less, while SQLite says the file is locked."""
-    deadline = time.monotonic() + min(_WAL_RACE_S, timeout_s)
+def _retrying(step: Callable[[], T], wait_s: float) -> T:
+    """Result of `step`, tried again for `wait_s` seconds while SQLite says the file is locked."""
+    deadline = time.monotonic() + wait_s
     while True:
         try:
             return step()

@@ -92,11 +92,29 @@ def _on_meta(
     with _CopiesOnMeta():
         copied, arguments, named = copy.deepcopy((model, tuple(args), dict(kwargs)), memo)
     _name_meta((arguments, named), set())
+    named = {**_empty_cache(copied, named), **named}
     gpu.stand_in(META, device)
     try:
         yield copied, arguments, named
     finally:
         gpu.stand_in(META, None)
+
+
+def _empty_cache(model: torch.nn.Module, named: Mapping[str, Any]) -> dict[str, Any]:
+    """The cache that a Hugging Face model makes for itself where none is given. Inside a graph on `meta` it cannot: a
+    torch.tensor([]) there is no fake tensor, an error of torch."""
+    config: Any = getattr(model, "config", None)
+    wants_one = getattr(config, "use_cache", False) and named.get("use_cache") is not False
+    if not (hasattr(model, "generate") and wants_one) or named.get("past_key_values") is not None:
+        return {}
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=config)
+    for layer in cache.layers:
+        layer.dtype, layer.device = next(model.parameters()).dtype, META
+        layer.keys, layer.values = (torch.tensor([], dtype=layer.dtype, device=META) for _ in range(2))
+        layer.is_initialized = True
+    return {"past_key_values": cache}
 
 
 def _name_meta(held: Any, seen: set[int]) -> None:

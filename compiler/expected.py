@@ -44,12 +44,19 @@ def absent_sites(model: torch.nn.Module, sites: Iterable[SiteRow], breaks: Seque
     found: dict[tuple[str, str], list[tuple[str, torch.nn.Module]]] = {}
     for path, module, pattern in _promising(model):
         here = [where for name, each in places.items() if name.startswith(pattern) for where in each]
-        if not any(where == path or where.startswith(f"{path}.") for where in here):
+        if not any(_is_inside(where, path) for where in here):
             found.setdefault((pattern, type(module).__name__), []).append((path, module))
     return tuple(
         Absent(pattern, name, modules[0][0], len(modules), _reason(pattern, model, modules[0][1], breaks))
         for (pattern, name), modules in found.items()
     )
+
+
+def _is_inside(where: str, path: str) -> bool:
+    """Whether a place is the module at `path` or in it. After a graph break places begin at the frame's own module."""
+    parts = path.split(".")
+    ends = (".".join(parts[start:]) for start in range(len(parts)))
+    return any(where == end or where.startswith(f"{end}.") for end in ends)
 
 
 def _promising(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module, str]]:

@@ -109,7 +109,9 @@ def _empty_cache(model: torch.nn.Module, named: Mapping[str, Any]) -> dict[str, 
         return {}
     from transformers import DynamicCache
 
-    cache = DynamicCache(config=config)
+    cache: Any = DynamicCache(config=config)
+    if not all(hasattr(layer, "keys") for layer in cache.layers):  # linear attention keeps another state
+        return {}
     for layer in cache.layers:
         layer.dtype, layer.device = next(model.parameters()).dtype, META
         layer.keys, layer.values = (torch.tensor([], dtype=layer.dtype, device=META) for _ in range(2))

@@ -1,4 +1,4 @@
-# make setup | run | test | check | clean
+# make setup | run | test | check | shipped | clean
 # PYTHON chooses the interpreter (3.10 or newer); PIP_TORCH adds options to the installation of torch, for example
 #   make setup PIP_TORCH="--index-url https://download.pytorch.org/whl/cpu"
 
@@ -8,7 +8,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --constraint constraints.txt
 STAMP := .venv/.installed
 
-.PHONY: setup run test check clean
+.PHONY: setup run test check shipped clean
 
 setup: $(STAMP)
 
@@ -34,6 +34,21 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
+
+# The databases in the wheel, one for a device: make shipped ARCH=gfx942 DEVICE=MI300X
+ARCH ?= gfx942
+DEVICE ?= MI300X
+SHIPPED_TRIALS ?= 4
+SHIPPED_MODELS := Qwen3-30B-A3B Qwen3-32B QwQ-32B
+
+shipped: setup
+	mkdir -p build
+	set -e; for model in $(SHIPPED_MODELS); do for tp in 1 2 4 8; do \
+	  $(BIN)/autotune run --arch $(ARCH) --device $(DEVICE) --model $$model --tp $$tp --trials $(SHIPPED_TRIALS) \
+	    --db build/shipped-$(DEVICE).db; \
+	done; done
+	$(BIN)/autotune export --db build/shipped-$(DEVICE).db --device $(DEVICE) --out cache/shipped/$(ARCH)-$(DEVICE).db
+	$(BIN)/autotune verify cache/shipped/$(ARCH)-$(DEVICE).db
 
 clean:
 	rm -rf .venv .types build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

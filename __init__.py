@@ -6,6 +6,8 @@ Importing the package imports nothing heavy: the public names are resolved on fi
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .version import __version__
+
 if TYPE_CHECKING:
     from .autotune.api import tune
     from .cache.store import ConfigStore
@@ -14,7 +16,6 @@ if TYPE_CHECKING:
     from .compiler.registration import register
     from .compiler.selection import reload
 
-__version__ = "0.1.0"
 __all__ = ["ConfigStore", "__version__", "compile", "explain", "register", "reload", "tune", "uncompile"]
 
 _HOME_OF = {

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import click
 
-from .. import __version__
+from ..version import __version__
 from .commands.archs import archs
 from .commands.diff import diff
 from .commands.doctor import doctor

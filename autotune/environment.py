@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
-from .. import __version__
+from ..version import __version__
 from ..cache.key import Environment
 from ..search_spaces.arch import Device
 

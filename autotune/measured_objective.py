@@ -9,7 +9,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Protocol
 
-from .. import __version__
+from ..version import __version__
 from ..cache.key import Environment
 from ..cache.rows import Label, TrialRow, TrialState
 from ..kernels_triton.spec import KernelSpec

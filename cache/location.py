@@ -41,13 +41,15 @@ def shipped_databases(
 ) -> tuple[Path, ...]:
     """The databases under the user's, best first: the further entries of PAITON_DB, those of installed packages, ours.
 
+    Ours are left out where PAITON_SHIPPED is 0.
     A package ships databases by an entry point of the group `paiton.databases` whose value is the package that holds
     the `.db` files; it is found but not imported. `installed` replaces the entry points of this environment.
     """
     named = [_expanded(text, environ) for text in _listed(environ)[1:] if text.strip()]
     points = entry_points(group=ENTRY_POINTS) if installed is None else installed
     packaged = [file for point in sorted(points, key=lambda each: each.name) for file in _databases_of(point.value)]
-    return tuple(dict.fromkeys((*named, *packaged, *sorted(own.glob("*.db")))))
+    ours = [] if environ.get("PAITON_SHIPPED") == "0" else sorted(own.glob("*.db"))
+    return tuple(dict.fromkeys((*named, *packaged, *ours)))
 
 
 def _databases_of(package: str) -> list[Path]:

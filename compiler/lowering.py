@@ -16,7 +16,7 @@ from typing import Any, cast
 from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
-from .. import __version__
+from ..version import __version__
 from .ops.define import SCHEMA_VERSION
 
 # Where a pass can stand whose uuid becomes part of the key. A hook takes a single pass in torch 2.11 (lists came

@@ -12,7 +12,7 @@ import click
 
 from .options import database_option, database_path_of, json_option, shipped_paths
 
-KNOWN_VARIABLES = ("PAITON_DB", "PAITON_TEST_GPU", "PAITON_PEER_CONFIGS")
+KNOWN_VARIABLES = ("PAITON_DB", "PAITON_SHIPPED", "PAITON_TEST_GPU", "PAITON_PEER_CONFIGS")
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _findings(path: Path) -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
-    from ... import __version__
+    from ...version import __version__
     from ..environment import installed_version
 
     yield Finding("paiton", True, __version__)

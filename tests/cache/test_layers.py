@@ -245,6 +245,10 @@ def test_the_environment_lists_the_users_and_shipped_files(tmp_path: Path) -> No
     assert database_path(None, usual) == Path("/h/.local/share/paiton/paiton.db")
     assert shipped_databases(usual, installed=(), own=tmp_path) == (Path("/opt/a.db"),)
     assert shipped_databases({}, installed=(), own=tmp_path / "none") == ()
+    (tmp_path / "ours.db").touch()
+    assert shipped_databases(usual, installed=(), own=tmp_path) == (Path("/opt/a.db"), tmp_path / "ours.db")
+    off = {**usual, "PAITON_SHIPPED": "0"}
+    assert shipped_databases(off, installed=(), own=tmp_path) == (Path("/opt/a.db"),)
 
 
 def test_packages_ship_databases_and_are_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -231,3 +231,32 @@ def test_inductor_hands_the_caches_on_without_a_copy() -> None:
     shape = tuple(inputs[5].shape)
     assert f"empty_strided_cpu({shape}" not in code, "a buffer of the size of a cache"
     assert "copy_(" not in code.replace("copy__", "")
+
+
+def test_as_many_inputs_are_static_as_without_the_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights and caches; one that is not would be copied every step under CUDA graphs."""
+    from torch._inductor import compile_fx as inductor
+    from torch._inductor import config
+
+    from paiton.compiler.backend import compile_graph
+    from paiton.compiler.options import Options
+
+    found: list[int] = []
+    compile_fx = inductor.compile_fx
+
+    def count(module: Any, inputs: Any, **keywords: Any) -> Any:
+        found.append(len(keywords["static_input_idxs"]))
+        raise ValueError("enough was seen")
+
+    def counting(module: Any, inputs: Any, **keywords: Any) -> Any:
+        return compile_fx(module, inputs, **{**keywords, "inner_compile": count})
+
+    monkeypatch.setattr(inductor, "compile_fx", counting)
+    model = make_tiny("qwen3", layers=1)
+    options = Options(strict=True, sites="all")
+    for compiler in (counting, lambda module, inputs: compile_graph(module, inputs, options)[0]):
+        torch._dynamo.reset()
+        with config.patch(force_disable_caches=True), pytest.raises(Exception, match="enough was seen"):
+            decode(model, torch.compile(model, backend=compiler, fullgraph=True), steps=1)
+    plain, joined = found
+    assert plain == joined >= 15

@@ -93,7 +93,12 @@ def _static_inputs(backend: Callable[..., Any], monkeypatch: pytest.MonkeyPatch)
         inductor, "compile_fx", lambda module, inputs, **kwargs: original(module, inputs, inner_compile=inner, **kwargs)
     )
     torch._dynamo.reset()
-    with torch.no_grad(), config.patch(force_disable_caches=True), pytest.raises(Exception, match="enough was seen"):
+    with (
+        torch.no_grad(),
+        config.patch(fx_graph_cache=False),
+        torch._functorch.config.patch(enable_autograd_cache=False),
+        pytest.raises(Exception, match="enough was seen"),
+    ):
         torch.compile(make_tiny("qwen3", layers=1), backend=backend)(tokens(), use_cache=False)
     monkeypatch.undo()
     return found[0]

@@ -89,8 +89,11 @@ def _static_inputs(backend: Callable[..., Any], monkeypatch: pytest.MonkeyPatch)
         raise _Enough
 
     original = inductor.compile_fx
+    # With patches compile_fx calls itself, and brings its inner_compile along.
     monkeypatch.setattr(
-        inductor, "compile_fx", lambda module, inputs, **kwargs: original(module, inputs, inner_compile=inner, **kwargs)
+        inductor,
+        "compile_fx",
+        lambda module, inputs, **kwargs: original(module, inputs, **{"inner_compile": inner, **kwargs}),
     )
     torch._dynamo.reset()
     with (

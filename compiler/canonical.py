@@ -70,7 +70,7 @@ def dtype(node: Any) -> torch.dtype | None:
 
 
 def shape(node: Any) -> tuple[Size, ...]:
-    """The sizes of a tensor; empty for anything else (see `is_tensor`). A symbol known to be a number is that number."""
+    """The sizes of a tensor; empty for anything else (see `is_tensor`). Symbols known to be numbers are numbers."""
     found = value(node)
     return tuple(_settled(size) for size in found.shape) if isinstance(found, torch.Tensor) else ()
 

@@ -27,14 +27,12 @@ from . import gpu, selection
 from .ask import Asks
 from .canonical import is_op, value
 from .choice import Choice, Way
+from .hints import size_hint
 from .ops.registry import OPERATORS, asks_of, problems_of
 from .rewriter import Rewriter
 from .site import Site, Status
 from .worth import Expected, Setting, beside_us, expected
-
-KEPT_ON_CPU = frozenset({"experts", "attention"})
-"""Patterns whose operator computes at least as fast on a CPU as Inductor's code for the same place. By measurement:
-python tests/compiler/bench_cpu_sites.py"""
+from .worth_on_cpu import stays_on_cpu
 
 ESTIMATE_MARGIN = 0.95
 """An estimate has to be this much better than Inductor's modelled time, a measured time just better: both models share
@@ -161,7 +159,7 @@ def _judged(
     if device is None:
         if where.type != "cpu":
             return False, f"left to Inductor: this {where.type} device is not in the catalogue"
-        if site.pattern in KEPT_ON_CPU:
+        if any(stays_on_cpu(site.pattern, args) for _, args in operator_calls(site)):
             return True, "CPU: measured to be no slower than Inductor: kept"
         return False, "CPU: Inductor is measured to be as fast or faster: left to Inductor"
     if where not in costs:
@@ -265,7 +263,7 @@ def setting_of(rewriter: Rewriter, site: Site) -> Setting:
     for name, args in operator_calls(site):
         if name == "attention":
             q, k, mask = args[0], args[1], args[3]
-            sequences, tokens, keys = (_hint(size) for size in (q.shape[0], q.shape[2], k.shape[2]))
+            sequences, tokens, keys = (size_hint(size) for size in (q.shape[0], q.shape[2], k.shape[2]))
             has_mask = mask is not None
         elif name == "attention_decode_fused":
             has_mask = args[10] is not None
@@ -311,13 +309,6 @@ def _operator_name(node: fx.Node) -> str | None:
 def _torch_device(site: Site) -> torch.device | None:
     tensors = (value(each) for each in site.call.args) if site.call is not None else ()
     return next((each.device for each in tensors if isinstance(each, torch.Tensor)), None)
-
-
-def _hint(size: Any) -> int:
-    """A size as a number, without a guard; 1 where nothing is known of it."""
-    if isinstance(size, torch.SymInt):
-        return int(size.node.hint) if size.node.has_hint() else 1
-    return int(size)
 
 
 def _depth(site: Site) -> int:

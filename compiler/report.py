@@ -96,7 +96,7 @@ class CompileReport:
         return asdict(replace(self, sites=())) | {"sites": [site.to_json() for site in self.sites]}
 
     def table(self) -> str:
-        """Plain text: one line per pattern, then what was not replaced and why, equal reasons together."""
+        """Plain text: one line per pattern, then why each site is or is not ours, equal reasons together."""
         size = f"{self.nodes_before} -> {self.nodes_after} nodes"
         lines = [f"graph {size}, rewrite {self.rewrite_s * 1e3:.1f} ms, {self.lower} {self.lowering_s:.2f} s"]
         if self.reason:
@@ -110,14 +110,14 @@ class CompileReport:
             for pattern in patterns:
                 numbers = "".join(f"{counts[status][pattern] or '·':>10}" for status in Status)
                 lines.append(f"  {pattern:22}{numbers}")
-        lines += [f"  {line}" for line in _not_replaced(self.sites)]
+        lines += [f"  {line}" for line in _reasons(self.sites)]
         return "\n".join(lines)
 
 
-def _not_replaced(sites: Iterable[SiteRow]) -> list[str]:
+def _reasons(sites: Iterable[SiteRow]) -> list[str]:
     groups: dict[tuple[str, str, str], list[SiteRow]] = {}
     for site in sites:
-        if site.status in (Status.REJECTED, Status.ERROR, Status.LEFT):
+        if site.status is not Status.JOINED:
             groups.setdefault((site.pattern, site.status.value, site.why), []).append(site)
     return [
         f"{status}: {pattern} at {_places(rows)}: {why or 'no reason given'}"

@@ -153,6 +153,30 @@ def test_uncompile_takes_it_back(model: Any) -> None:
     assert _graphs(lambda: model(tokens()))[0] == 0
 
 
+def test_experts_that_loop_become_products() -> None:
+    model: Any = make_tiny("qwen3_moe", layers=1)
+    model.set_experts_implementation("eager")
+    want = model.generate(tokens(), cache_implementation="static", disable_compile=True, **STEPS)
+    paiton.compile(model, options=EAGER, fullgraph=True)
+    assert model.config._experts_implementation == "grouped_mm"
+    graphs, tokens_out = _graphs(lambda: model.generate(tokens(), **STEPS))
+    assert graphs == 2
+    assert all(report.counts()["experts"] == 1 for report in history.reports()[-2:])
+    assert torch.equal(tokens_out, want)
+    paiton.uncompile(model)
+    assert model.config._experts_implementation == "eager"
+
+
+def test_experts_of_the_users_choice() -> None:
+    model: Any = make_tiny("qwen3_moe", layers=1)
+    for how, given in (("eager", None), ("batched_mm", "grouped_mm")):
+        model.set_experts_implementation(how)
+        paiton.compile(model, experts=given)
+        assert model.config._experts_implementation == how
+        paiton.uncompile(model)
+        assert model.config._experts_implementation == how
+
+
 def test_a_cache_of_the_users_choice(model: Any) -> None:
     paiton.compile(model, options=EAGER, cache=None)
     assert model.generation_config.cache_implementation is None

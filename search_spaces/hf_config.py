@@ -116,7 +116,7 @@ def _read(reader: _Reader, family: _Family, family_name: str, source: str) -> Mo
     experts = top_k = moe_inter = shared_inter = 0
     dense_layers = layers
     if family.experts_field is not None:
-        experts = reader.need_integer(family.experts_field, "experts")
+        experts = reader.need_integer(_experts_field(reader, family.experts_field), "experts")
         top_k = reader.need_integer("num_experts_per_tok", "top_k")
         moe_inter = reader.need_integer(family.moe_inter_field, "moe_inter")
         dense_layers = 0 if family.inter_field is None else _dense_layers(reader, layers)
@@ -156,6 +156,12 @@ def _read(reader: _Reader, family: _Family, family_name: str, source: str) -> Mo
         shared_inter=shared_inter if dense_layers < layers else 0,
         tied_embeddings=reader.flag("tie_word_embeddings"),
     )
+
+
+def _experts_field(reader: _Reader, usual: str) -> str:
+    """The name under which this config has its experts: transformers 5 saves Qwen3-MoE's under Mixtral's name."""
+    known = (usual, "num_experts", "num_local_experts")
+    return next((name for name in known if reader.config.get(name) is not None), usual)
 
 
 def _dense_layers(reader: _Reader, layers: int) -> int:

@@ -340,6 +340,13 @@ def test_a_config_that_makes_no_sense(change: dict[str, Any], message: str) -> N
     assert str(raised.value).startswith(message)
 
 
+def test_either_name_of_the_number_of_experts() -> None:
+    # transformers 5 saves Qwen3-MoE with num_local_experts, transformers 4 with num_experts.
+    renamed = {"num_local_experts" if key == "num_experts" else key: value for key, value in QWEN3_MOE.items()}
+    assert "num_local_experts" in renamed
+    assert parse_config(renamed, "x") == parse_config(QWEN3_MOE, "x")
+
+
 def test_an_empty_config_names_all_that_is_missing() -> None:
     with pytest.raises(ModelError) as raised:
         parse_config({}, "empty")

@@ -7,6 +7,11 @@ PIP_TORCH ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --constraint constraints.txt
 STAMP := .venv/.installed
+# The oldest supported transformers beside the newest of constraints.txt, for the tests that depend on it.
+OLDEST := .venv/transformers-oldest
+OLDEST_LIST := tests/compiler/transformers-oldest.txt
+TEST_OLDEST := PAITON_TEST_TRANSFORMERS=5.17.0 PYTHONPATH=$(CURDIR)/$(OLDEST) $(BIN)/python -m pytest tests/compiler \
+	-m transformers_versions
 
 .PHONY: setup run test check shipped clean
 
@@ -22,18 +27,25 @@ $(STAMP): pyproject.toml constraints.txt
 	mkdir -p .types && ln -sfn .. .types/paiton
 	touch $(STAMP)
 
+$(OLDEST)/.installed: $(STAMP) $(OLDEST_LIST)
+	rm -rf $(OLDEST)
+	$(BIN)/python -m pip install --no-deps --target $(OLDEST) --requirement $(OLDEST_LIST)
+	touch $@
+
 run: setup
 	$(BIN)/autotune run --arch gfx942 --model Qwen3-30B-A3B
 
-test: setup
+test: setup $(OLDEST)/.installed
 	$(BIN)/python -m pytest
+	$(TEST_OLDEST)
 
-check: setup
+check: setup $(OLDEST)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
+	$(TEST_OLDEST)
 
 # The databases in the wheel, one for a device: make shipped ARCH=gfx942 DEVICE=MI300X
 ARCH ?= gfx942

@@ -17,6 +17,8 @@ from ..tiny_models import make_tiny, static_cache, tokens
 PATTERNS = [router.PATTERN, experts.PATTERN, attention.PATTERN]
 BATCH, LENGTH, CAPACITY = 2, 9, 16
 
+pytestmark = pytest.mark.transformers_versions
+
 
 def _dynamic_cache(model: Any) -> DynamicCache:
     """With a past of LENGTH tokens."""

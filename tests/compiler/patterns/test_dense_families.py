@@ -38,7 +38,10 @@ FAMILIES: Mapping[str, Mapping[str, int]] = {
 # The weight multiplies before the rounding there, which is another number in half precision.
 ONLY_IN_FP32 = {"gpt_oss": ("rms_norm", "add_rms_norm")}
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Dynamo warns of functools.lru_cache in transformers
+pytestmark = [
+    pytest.mark.transformers_versions,
+    pytest.mark.filterwarnings("ignore::UserWarning"),  # Dynamo warns of functools.lru_cache in transformers
+]
 
 
 def _assert_equal(got: Any, expected: Any) -> None:

@@ -59,7 +59,8 @@ shipped: setup
 	  $(BIN)/autotune run --arch $(ARCH) --device $(DEVICE) --model $$model --tp $$tp --trials $(SHIPPED_TRIALS) \
 	    --db build/shipped-$(DEVICE).db; \
 	done; done
-	$(BIN)/autotune export --db build/shipped-$(DEVICE).db --device $(DEVICE) --out cache/shipped/$(ARCH)-$(DEVICE).db
+	$(BIN)/autotune export --db build/shipped-$(DEVICE).db --device $(DEVICE) --licence Apache-2.0 \
+	  --out cache/shipped/$(ARCH)-$(DEVICE).db
 	$(BIN)/autotune verify cache/shipped/$(ARCH)-$(DEVICE).db
 
 clean:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
-from ..version import __version__
 from ..cache.key import Environment
 from ..search_spaces.arch import Device
+from ..version import __version__
 
 
 def installed_version(package: str) -> str:

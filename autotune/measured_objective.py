@@ -9,7 +9,6 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Protocol
 
-from ..version import __version__
 from ..cache.key import Environment
 from ..cache.rows import Label, TrialRow, TrialState
 from ..kernels_triton.spec import KernelSpec
@@ -17,6 +16,7 @@ from ..search_spaces.arch import Device
 from ..search_spaces.config import Config
 from ..search_spaces.model.facts import CompileFacts
 from ..search_spaces.problem import Problem
+from ..version import __version__
 from .measure import center
 from .objective import Evaluation
 from .worker_pool import WALL_FACTOR, Answer, Job, WorkerFailed, WorkerPool

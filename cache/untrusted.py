@@ -127,7 +127,7 @@ def attributed(rows: Iterable[TunedRow], *, origin: str, signer: str = "") -> li
         replace(
             row,
             source=Source(name=origin, version=row.env.paiton, licence=row.source.licence, signer=signer)
-            if row.source == OURS
+            if replace(row.source, licence="") == OURS
             else replace(row.source, signer=signer or row.source.signer),
         )
         for row in rows

@@ -229,6 +229,19 @@ def test_explain_over_shipped_files(run: Run, database: Path, tmp_path: Path, mo
     assert run(*line.split()[1:], "--dry-run") == 0, run.err
 
 
+def test_a_licence_for_rows_without_one(run: Run, database: Path, tmp_path: Path) -> None:
+    out = tmp_path / "licensed.jsonl"
+    assert run("export", "--for", "jsonl", "--out", out, "--licence", "CC0-1.0") == 0
+    first = tmp_path / "again.db"
+    assert run("import", out, "--db", first) == 0
+    assert run("export", "--for", "jsonl", "--out", tmp_path / "b.jsonl", "--db", first, "--licence", "MIT") == 0
+    again = (tmp_path / "b.jsonl").read_text()
+    assert '"CC0-1.0"' in again and "MIT" not in again
+    assert out.name in again  # and whose word it is
+    assert run("export", "--for", "vllm", "--out", tmp_path / "x", "--licence", "MIT") == 2
+    assert "no place for it" in run.err
+
+
 def test_doctor_checks_shipped_files(run: Run, database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shipped, broken = tmp_path / "shipped.db", tmp_path / "broken.db"
     assert run("export", "--out", shipped) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,13 +35,17 @@ MANIFEST_SUFFIX = ".manifest.json"
     "--device-name", "device_names", multiple=True, metavar="DEVICE=NAME",
     help="For vllm and sglang: their name of a device, as their log prints it.",
 )  # fmt: skip
+@click.option(
+    "--licence", metavar="SPDX", help="Licence of the rows that name none, for sqlite and jsonl, such as Apache-2.0."
+)
 @click.option("--manifest", is_flag=True, help="Write PATH.manifest.json with sizes and digests.")
 @click.option("--sign", metavar="KEY", help="Sign the manifest with this OpenSSH key (implies --manifest).")
 @database_option
 @json_option
 def export(
     form: str, out: str, arch: str | None, device: str | None, kernel: str | None, label: str | None,
-    device_names: tuple[str, ...], manifest: bool, sign: str | None, database: str | None, as_json: bool,
+    device_names: tuple[str, ...], licence: str | None, manifest: bool, sign: str | None, database: str | None,
+    as_json: bool,
 ) -> int:  # fmt: skip
     """Write the answers to a file: a database that opens anywhere, lines of JSON for a review, or the folder that
     VLLM_TUNED_CONFIG_FOLDER or SGLANG_MOE_CONFIG_DIR names. Trials and runs stay behind.
@@ -72,12 +77,21 @@ def export(
     path = Path(out)
     with refusals():
         if form in ("vllm", "sglang"):
+            if licence:
+                raise click.UsageError("--licence goes with sqlite and jsonl; a peer's files have no place for it")
             if manifest or sign:
                 raise click.UsageError("--manifest and --sign go with sqlite and jsonl; a peer's loader reads neither")
             return _export_peer(form, rows, path, kernel, device_names, as_json)
         if device_names:
             raise click.UsageError("--device-name goes with --for vllm and --for sglang")
+        if licence:
+            rows = [_licensed(row, licence) for row in rows]
         return _export_own(form, rows, path, manifest or sign is not None, sign, as_json)
+
+
+def _licensed(row: TunedRow, licence: str) -> TunedRow:
+    """The row under this licence, unless it has one: somebody else's word keeps its own."""
+    return row if row.source.licence else replace(row, source=replace(row.source, licence=licence))
 
 
 def _export_own(form: str, rows: list[TunedRow], path: Path, manifest: bool, key: str | None, as_json: bool) -> int:

@@ -21,7 +21,7 @@ from paiton.compiler.report import history
 from paiton.tests.compiler.tiny_models import MAIN_FAMILIES, make_tiny, static_cache, tokens
 
 BACKENDS = ("inductor", "paiton")
-BATCH, PROMPT, CACHE = 1, 64, 128
+BATCH, PROMPT, CACHE = 1, 64, 512
 
 
 def sizes(family: str, hidden: int) -> dict[str, int]:
@@ -37,13 +37,13 @@ def sizes(family: str, hidden: int) -> dict[str, int]:
     return common
 
 
-def calls(model: Any, compiled: Any, batch: int) -> dict[str, Callable[[], Any]]:
+def calls(model: Any, compiled: Any, batch: int, keys: int = CACHE) -> dict[str, Callable[[], Any]]:
     """A prompt and a step, each on a cache that has room for both."""
-    cache = static_cache(model, batch, CACHE)
+    cache = static_cache(model, batch, keys)
     is_moe = hasattr(model.config, "num_experts")
 
     def call(start: int, length: int) -> Callable[[], Any]:
-        mask = torch.ones(length, CACHE, dtype=torch.bool).tril(start).expand(batch, 1, -1, -1).contiguous()
+        mask = torch.ones(length, keys, dtype=torch.bool).tril(start).expand(batch, 1, -1, -1).contiguous()
         ids = tokens(batch, length)
         positions = torch.arange(start, start + length).expand(batch, -1)
         attention_mask = mask if is_moe else {"full_attention": mask}
@@ -83,19 +83,23 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--batch", type=int, default=BATCH)
+    parser.add_argument("--cache", type=int, default=CACHE, help="tokens that the static cache has room for")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--dtypes", default="float32")
     arguments = parser.parse_args()
     logging.set_verbosity_error()
     register()
     torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, hidden {arguments.hidden}, {arguments.layers} layers, batch {arguments.batch}")
+    sizes_said = f"hidden {arguments.hidden}, {arguments.layers} layers, batch {arguments.batch}"
+    print(f"torch {torch.__version__}, {sizes_said}, a cache of {arguments.cache}")
     for family in arguments.families.split(","):
         for dtype in arguments.dtypes.split(","):
             torch._dynamo.reset()
             history.clear()
             model = make_tiny(family, getattr(torch, dtype), arguments.layers, **sizes(family, arguments.hidden))
-            both = [calls(model, torch.compile(model, backend=name), arguments.batch) for name in BACKENDS]
+            both = [
+                calls(model, torch.compile(model, backend=name), arguments.batch, arguments.cache) for name in BACKENDS
+            ]
             for what in ("prompt", "step"):
                 theirs, ours = (each[what]() for each in both)
                 torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.05)

@@ -6,9 +6,10 @@ import torch
 from paiton.compiler.worth_on_cpu import stays_on_cpu
 
 
-def attention(batch: int, tokens: int, dtype: torch.dtype, mask: torch.Tensor | None = None) -> bool:
+def attention(batch: int, tokens: int, dtype: torch.dtype, mask: torch.Tensor | None = None, keys: int = 64) -> bool:
     q = torch.empty(batch, 8, tokens, 32, dtype=dtype, device="meta")
-    return stays_on_cpu("attention", (q, q, q, mask, 1.0, False, 0))
+    k = torch.empty(batch, 8, keys, 32, dtype=dtype, device="meta")
+    return stays_on_cpu("attention", (q, k, k, mask, 1.0, False, 0))
 
 
 def experts(tokens: int, dtype: torch.dtype) -> bool:
@@ -19,7 +20,8 @@ def test_attention() -> None:
     mask = torch.empty(1, 1, 1, 8, dtype=torch.bool, device="meta")
     assert attention(1, 1, torch.bfloat16)
     assert attention(2, 1, torch.float32)
-    assert attention(1, 1, torch.float32, mask)
+    assert attention(1, 1, torch.float32, mask, keys=512)
+    assert not attention(1, 1, torch.float32, mask, keys=128)
     assert not attention(1, 1, torch.float32)
     assert not attention(2, 16, torch.bfloat16)
 

@@ -2,11 +2,10 @@
 
 Measured with `python tests/compiler/bench_cpu_sites.py` (torch 2.13, one thread of 2 shared cores, hidden 512 and 1024,
 21 November 2026; ours / Inductor). Decode attention 0.10 to 0.63 in bf16 or under a mask and 0.71 to 1.11 in fp32
-without one, where a single sequence is the loser; prefill attention 0.97 to 1.09. Whole models say the same of a single
-fp32 sequence under a mask (bench_cpu.py, hidden 512, 4 layers): a step is 0.93 to 0.96 of Inductor's over a cache of 512
-tokens, 0.99 to 1.05 over one of 128. Experts 0.81 to 1.01 in fp32, 0.83 to
-0.97 in bf16 but for 2 to 8 tokens (1.01 to 1.04). Everything else loses: router 1.2 to 1.8, norms 2.3 to 3.4, RoPE 3.7
-to 6, linear layers 1.0 to 1.3.
+without one, where a single sequence is the loser; prefill attention 0.97 to 1.09. Whole models (bench_cpu.py, hidden
+512, 4 layers) say of a single fp32 sequence under a mask: a step takes 0.93 to 0.96 of Inductor's time with a cache of
+512 tokens, 0.99 to 1.05 with one of 128. Experts 0.81 to 1.01 in fp32, 0.83 to 0.97 in bf16 but for 2 to 8 tokens (1.01
+to 1.04). Everything else loses: router 1.2 to 1.8, norms 2.3 to 3.4, RoPE 3.7 to 6, linear layers 1.0 to 1.3.
 """
 
 from __future__ import annotations

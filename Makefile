@@ -7,10 +7,13 @@ PIP_TORCH ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --constraint constraints.txt
 STAMP := .venv/.installed
+# A process holds torch and Triton, about 1.5 GB: not one for every core of a large machine.
+TEST_JOBS ?= 2
+PYTEST := $(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile
 # The oldest supported transformers beside the newest of constraints.txt, for the tests that depend on it.
 OLDEST := .venv/transformers-oldest
 OLDEST_LIST := tests/compiler/transformers-oldest.txt
-TEST_OLDEST := PAITON_TEST_TRANSFORMERS=5.17.0 PYTHONPATH=$(CURDIR)/$(OLDEST) $(BIN)/python -m pytest tests/compiler \
+TEST_OLDEST := PAITON_TEST_TRANSFORMERS=5.17.0 PYTHONPATH=$(CURDIR)/$(OLDEST) $(PYTEST) tests/compiler \
 	-m transformers_versions
 
 .PHONY: setup run test check shipped clean
@@ -36,7 +39,7 @@ run: setup
 	$(BIN)/autotune run --arch gfx942 --model Qwen3-30B-A3B
 
 test: setup $(OLDEST)/.installed
-	$(BIN)/python -m pytest
+	$(PYTEST)
 	$(TEST_OLDEST)
 
 check: setup $(OLDEST)/.installed
@@ -44,7 +47,7 @@ check: setup $(OLDEST)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(PYTEST)
 	$(TEST_OLDEST)
 
 # The databases in the wheel, one for a device: make shipped ARCH=gfx942 DEVICE=MI300X

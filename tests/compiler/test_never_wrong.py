@@ -61,6 +61,9 @@ class Change:
         return (piece, what) == (self.piece, self.what)
 
 
+UNCHANGED = Change("", "")
+
+
 def _tensors(dtype: torch.dtype) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(8)
     sizes = {
@@ -173,12 +176,11 @@ def _rope(q, k, t, is_changed, extras):
     def changed(what):
         return is_changed("rope", what)
 
-    none = Change("", "")
     q, k = q.view(B, S, -1, D), k.view(B, S, -1, D)
     if changed("norms") or changed("norm on q only") or changed("norms read elsewhere"):
-        q = _norm(q, t["qn"], none, extras)
+        q = _norm(q, t["qn"], UNCHANGED, extras)
     if changed("norms") or changed("norms read elsewhere"):
-        k = _norm(k, t["kn"], none, extras)
+        k = _norm(k, t["kn"], UNCHANGED, extras)
         if changed("norms read elsewhere"):
             extras.append(k)
     q, k = q.transpose(1, 2), k.transpose(1, 2)

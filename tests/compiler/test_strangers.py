@@ -18,6 +18,8 @@ from .tiny_models import FAMILIES, MAIN_FAMILIES, make_tiny, tokens
 STRANGERS = tuple(family for family in FAMILIES if family not in MAIN_FAMILIES)
 EAGER = {"paiton.sites": "all", "paiton.strict": True, "paiton.lower": "eager"}
 
+WITH_A_STEP = ("mixtral", "qwen2_moe", "olmoe", "llama", "gemma2", "gpt_oss", "mistral", "phi3", "deepseek_v3")
+
 NOT_OURS = {
     "gemma2": {"rms_norm": "1 + weight"},
     "gemma3_text": {"rms_norm": "1 + weight"},
@@ -47,20 +49,22 @@ def _registered() -> Iterator[None]:
     logging.set_verbosity(verbosity)
 
 
-def _prompt_and_step(model: Any) -> list[torch.Tensor]:
+def _prompt_and_step(model: Any, has_step: bool) -> list[torch.Tensor]:
     """The logits of a prompt, and of one more token with the model's own kind of cache."""
     ids = tokens(2, 9)
     prompt = model(ids[:, :8], use_cache=True)
+    if not has_step:
+        return [prompt.logits]
     return [prompt.logits, model(ids[:, 8:], past_key_values=prompt.past_key_values).logits]
 
 
 @pytest.mark.parametrize("family", STRANGERS)
 def test_a_stranger_runs_as_in_eager(family: str) -> None:
-    model = make_tiny(family)
-    expected = _prompt_and_step(model)
-    found = _prompt_and_step(torch.compile(model, backend="paiton", options=EAGER))
+    model, has_step = make_tiny(family), family in WITH_A_STEP
+    expected = _prompt_and_step(model, has_step)
+    found = _prompt_and_step(torch.compile(model, backend="paiton", options=EAGER), has_step)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=3e-5)
-    assert len(history.reports()) >= 2
+    assert len(history.reports()) >= 1 + has_step
     rejected: dict[str, str] = {}
     for report in history.reports():
         assert not report.fallback and not report.reason, report.table()

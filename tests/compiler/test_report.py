@@ -19,7 +19,15 @@ from paiton.search_spaces.registry import space_of
 PROBLEM = space_of("rms_norm").problem(dtype="bf16", batch=2, hidden=64)
 REPORT = CompileReport(
     sites=(
-        SiteRow("rms_norm", "model.norm", "rsqrt", Status.REPLACED, "", "3 µs against 4: kept", calls=(("rms_norm", ((PROBLEM,),)),)),
+        SiteRow(
+            "rms_norm",
+            "model.norm",
+            "rsqrt",
+            Status.REPLACED,
+            "",
+            "3 µs against 4: kept",
+            calls=(("rms_norm", ((PROBLEM,),)),),
+        ),
         SiteRow("rms_norm", "layers.0.norm", "rsqrt_1", Status.JOINED),
         SiteRow("attention", "layers.0.attn", "sdpa", Status.REJECTED, "dropout"),
         SiteRow("attention", "layers.1.attn", "sdpa_1", Status.REJECTED, "dropout"),

@@ -51,9 +51,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--new", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--ways", default=",".join(WAYS), help=f"of {', '.join(WAYS)}; max-autotune takes minutes"
-    )
+    parser.add_argument("--ways", default=",".join(WAYS), help=f"of {', '.join(WAYS)}; max-autotune takes minutes")
     asked = parser.parse_args()
     ways = {name: WAYS[name] for name in asked.ways.split(",")}
 

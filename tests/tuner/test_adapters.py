@@ -115,7 +115,7 @@ def test_from_run_to_export(
     for row in rows:
         assert row.us_default is not None and row.us_median is not None and row.us_median <= row.us_default
         assert row.config_json is not None and config_faults(row, row.config_json) is None
-        assert "BLOCK_SIZE_M=7 is not one of" in str(config_faults(row, row.config_json.replace("M\":16", "M\":7")))
+        assert "BLOCK_SIZE_M=7 is not one of" in str(config_faults(row, row.config_json.replace('M":16', 'M":7')))
     capsys.readouterr()
     assert status_of(["export", "--for", "vllm", "--kernel", KERNEL, "--out", str(out), "--db", str(database)]) == 0
     (path,) = out.glob("*.json")

@@ -67,11 +67,13 @@ def capture(
 
     with _on_meta(model, args, kwargs, device) as (captured, arguments, named), _uncompiled(captured):
         torch._dynamo.reset()
+        before = dict(counters["graph_break"])
         try:
             with torch.no_grad():
                 torch.compile(captured, backend=backend)(*arguments, **named)
-            # A number of its counters says how often, its keys say why.
-            breaks = tuple(str(reason) for reason in counters["graph_break"])
+            # Torch counts over the whole process; the keys say why.
+            found = counters["graph_break"].items()
+            breaks = tuple(str(reason) for reason, count in found if count > before.get(reason, 0))
         finally:
             torch._dynamo.reset()
     return Captured(tuple(reports), breaks)

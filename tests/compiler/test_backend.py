@@ -269,6 +269,7 @@ def test_the_name_is_registered_once() -> None:
     register()
     assert register() is False
     assert "paiton" in torch._dynamo.list_backends(exclude_tags=())
+    torch._dynamo.lookup_backend("paiton")  # an entry point is a name only until it is asked for
     with pytest.raises(AssertionError, match="duplicate name: paiton"):
         torch._dynamo.register_backend(paiton, name="paiton")
     with torch.no_grad():

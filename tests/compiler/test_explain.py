@@ -135,6 +135,12 @@ def test_eager_attention_is_named() -> None:
     )
 
 
+def test_graph_breaks_of_something_else_are_not_told() -> None:
+    torch._dynamo.utils.counters["graph_break"]["of another model"] += 1
+    found = paiton.explain(make_tiny("qwen2", layers=1), tokens())
+    assert found.graph_breaks == ()
+
+
 def test_eager_experts_are_named_with_the_graph_break() -> None:
     model = make_tiny("qwen3_moe", layers=1, experts_implementation="eager")
     found = paiton.explain(model, tokens())

@@ -35,7 +35,7 @@ def test_mask_alone_says_what_is_seen(name: str, splits: int) -> None:
     inputs = list(ATTENTION_DECODE_FUSED_SPEC.make_inputs(problem, torch_device="cpu", seed=3))
     positions = torch.tensor(POSITIONS)
     inputs[9] = positions
-    mask = MASKS[name](torch.arange(TOKENS)[None], positions[:, None])
+    mask = MASKS[name](torch.arange(TOKENS)[None], positions[:, None]).expand(len(POSITIONS), TOKENS)
     config = Config.of(BLOCK_N=16, SPLITS=splits, num_warps=1, num_stages=1)
     expected = ATTENTION_DECODE_FUSED_SPEC.reference(*inputs, mask)
     actual = ATTENTION_DECODE_FUSED_SPEC.plan(*inputs, mask, config=config, device=DEVICE).run()

@@ -12,6 +12,7 @@ import torch
 
 from ...search_spaces.problem import Problem
 from ..ask import Ask, Asks
+from ..hints import hint_of
 from .attention import ATTENTION, ATTENTION_DECODE_FUSED, asks_attention, asks_attention_decode_fused
 from .define import NAMESPACE, Operator
 from .linear import LINEAR, LINEAR_QKV, LINEAR_SILU_MUL, asks_linear, asks_linear_qkv, asks_linear_silu_mul
@@ -89,10 +90,8 @@ def _plain(arg: Any) -> Any:
     if isinstance(arg, torch.Tensor):
         sizes = [_plain(size) for size in arg.shape]
         return _UNKNOWN if any(size is _UNKNOWN for size in sizes) else _Sizes(tuple(sizes), arg.dtype)
-    if isinstance(arg, (torch.SymInt, torch.SymFloat, torch.SymBool)):
-        hint = arg.node.hint if arg.node.has_hint() else None
-        return _UNKNOWN if hint is None else hint
-    return arg
+    hint = hint_of(arg)
+    return _UNKNOWN if hint is None and arg is not None else hint
 
 
 __all__ = ["OPERATORS", "Ask", "Operator", "asks_of", "problems_of"]

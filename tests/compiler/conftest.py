@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
-from paiton.compiler import log
+from paiton.compiler import log, selection
 from paiton.compiler.report import history
 
 
@@ -18,3 +19,14 @@ def _afresh() -> Iterator[None]:
     history.clear()
     yield
     torch._dynamo.reset()
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Path]:
+    """The path of a database that is not there yet, the only one that operators ask."""
+    path = tmp_path / "tuned.db"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PAITON_DB", str(path))
+        selection.reload()
+        yield path
+    selection.reload()

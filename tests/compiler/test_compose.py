@@ -29,14 +29,10 @@ ROWS, WIDTH, HIDDEN = 4, 64, 32
 
 
 @pytest.fixture(autouse=True)
-def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    path = tmp_path / "tuned.db"
-    monkeypatch.setenv("PAITON_DB", str(path))
-    selection.reload()
+def _mi300x(database: Path) -> Iterator[None]:
     gpu.stand_in(CPU, MI300X)
-    yield path
+    yield
     gpu.stand_in(CPU, None)
-    selection.reload()
 
 
 WEIGHT, SCALE = torch.nn.Parameter(torch.randn(HIDDEN, WIDTH)), torch.nn.Parameter(torch.randn(HIDDEN))

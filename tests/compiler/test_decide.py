@@ -32,13 +32,7 @@ MI300X = device_named("MI300X")
 LENGTH = 64
 
 
-@pytest.fixture(autouse=True)
-def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    path = tmp_path / "tuned.db"
-    monkeypatch.setenv("PAITON_DB", str(path))
-    selection.reload()
-    yield path
-    selection.reload()
+pytestmark = pytest.mark.usefixtures("database")
 
 
 @pytest.fixture

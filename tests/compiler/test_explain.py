@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +27,6 @@ from .tiny_models import make_tiny, static_cache, tokens
 MI300X = resolve("MI300X")
 NORM = space_of("rms_norm").problem(dtype="bf16", batch=2, hidden=128)
 LINEAR = space_of("linear").problem(dtype="bf16", batch=2, n=64, k=128, bias=0, residual=0)
-
-
-@pytest.fixture
-def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    path = tmp_path / "tuned.db"
-    monkeypatch.setenv("PAITON_DB", str(path))
-    selection.reload()
-    yield path
-    monkeypatch.undo()
-    selection.reload()
 
 
 def _measured(path: Path, problem: Problem, us: float) -> None:

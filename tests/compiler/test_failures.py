@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,7 @@ from .stored import row, write
 RMS_NORM = OPERATORS["rms_norm"].overload
 
 
-@pytest.fixture(autouse=True)
-def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    path = tmp_path / "tuned.db"
-    monkeypatch.setenv("PAITON_DB", str(path))
-    selection.reload()
-    yield path
-    selection.reload()
+pytestmark = pytest.mark.usefixtures("database")
 
 
 @pytest.fixture

@@ -34,14 +34,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Dynamo warns o
 
 
 @pytest.fixture(autouse=True)
-def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty place for the database; what was compiled and chosen is forgotten before and after."""
+def _registered(database: Path) -> Iterator[None]:
     register()
-    monkeypatch.setenv("PAITON_DB", str(tmp_path / "tuned.db"))
-    selection.reload()
     with torch.no_grad():
-        yield tmp_path / "tuned.db"
-    selection.reload()
+        yield
 
 
 def problems_asked(model: Any) -> list[Problem]:

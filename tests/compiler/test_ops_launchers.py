@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,7 @@ def case_id(call: Call) -> str:
     return f"{call[0]}: {call[1]}"
 
 
-@pytest.fixture(autouse=True)
-def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    path = tmp_path / "tuned.db"
-    monkeypatch.setenv("PAITON_DB", str(path))
-    selection.reload()
-    yield path
-    selection.reload()
+pytestmark = pytest.mark.usefixtures("database")
 
 
 def run(name: str, arguments: tuple[Any, ...]) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,13 +26,7 @@ from .stored import other_config, row, write
 MI300X = device_named("MI300X")
 
 
-@pytest.fixture(autouse=True)
-def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    path = tmp_path / "tuned.db"
-    monkeypatch.setenv("PAITON_DB", str(path))
-    selection.reload()
-    yield path
-    selection.reload()
+pytestmark = pytest.mark.usefixtures("database")
 
 
 def norm(batch: int = 8, hidden: int = 64) -> Problem:
